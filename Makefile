@@ -1,0 +1,23 @@
+# Targets for a development environment: python3 -m venv .venv && .venv/bin/pip install -e '.[dev]'
+PYTHON ?= .venv/bin/python
+
+.PHONY: test lint types mutation notebooks exactness
+
+test:
+	$(PYTHON) -m pytest -q -n auto
+
+lint:
+	$(PYTHON) -m ruff check .
+	$(PYTHON) -m ruff format --check .
+
+types:
+	$(PYTHON) -m pyright --pythonpath $(PYTHON)
+
+mutation:
+	$(PYTHON) tests/mutation.py
+
+notebooks:
+	$(PYTHON) notebooks/run.py
+
+exactness:
+	$(PYTHON) -m benchmarks.exactness

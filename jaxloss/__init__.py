@@ -1,0 +1,22 @@
+"""Every loss as a pure compiled JAX function that is right at the edges, and one train_step for all of them.
+
+jl.huber, jl.softmax_cross_entropy, ...      the losses, flat; `jl.catalogue` lists and finds them
+jl.make_train_step(loss_fn, optimizer)       one step for any of them and any optax optimizer
+jl.frames, jl.reduce, jl.Mean                what a loss of your own is made of
+jl.check, jl.checked                         are these values legal? eagerly, or inside jit
+jaxloss.testing.check_loss                   your own loss under every law
+"""
+
+from jaxloss import catalogue as catalogue
+from jaxloss._version import __version__ as __version__
+from jaxloss.checks import check as check
+from jaxloss.checks import checked as checked
+from jaxloss.core import frames as frames
+from jaxloss.core import types as types
+from jaxloss.core.compiled import compiled as compiled
+from jaxloss.core.numerics import differentiable as differentiable
+from jaxloss.core.reduction import Mean as Mean
+from jaxloss.core.reduction import reduce as reduce
+from jaxloss.losses import *
+from jaxloss.train import Aux as Aux
+from jaxloss.train import make_train_step as make_train_step

@@ -1,0 +1,348 @@
+"""Unreduced, unmasked mathematics that two families share, exact to the last digits and differentiable in every mode.
+
+Softmax over an axis. With m = max z, the entries beside the maximum weigh
+
+    rest = sum over z_j < m of exp(z_j - m)  +  (number of maxima - 1),       sum of exp(z_j - m) = 1 + rest
+
+and logsumexp(z) - z_j = log1p(rest) + (m - z_j): two terms >= 0. Nothing cancels, so a confident row (rest = 1e-30)
+keeps all its digits, where log(1 + 1e-30) and p_j - 1 have none; and offsets of 3e4 cost nothing.
+
+Binary. With e = exp(-|x|) <= 1, -log sigmoid(x) and -log sigmoid(-x) are log1p(e) and |x| + log1p(e).
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.custom_derivatives import SymbolicZero
+
+from jaxloss.core.numerics import differentiable, expm1, log1p, subtract, widen, xlogy
+from jaxloss.core.sharding import is_label, is_sharded, take_label
+from jaxloss.core.types import Array
+
+__all__ = [
+    "binary_focal",
+    "binary_nll",
+    "focal",
+    "label_nll",
+    "log_sum_exp",
+    "sigmoid",
+    "soft_label_nll",
+    "softmax",
+    "softplus",
+    "weighted_binary_nll",
+]
+
+
+# --- Softmax ------------------------------------------------------------------------------------------------------
+
+
+def _exp_below_value(z: Array, m: Array) -> Array:
+    # exp(z - m) sees a rounded difference, off by |z - m| / 2 ulp; what rounding left is given back to first order.
+    # Only + - * max exp: XLA's CPU fuses these into a reduction, where one select or clamp would write [..., C] out.
+    # -inf becomes a large number, so that what rounding left is 0 and not nan; +inf is no logit.
+    x = jnp.maximum(z, -float(jnp.finfo(z.dtype).max) / 2)
+    difference, residual = subtract(x, m)
+    e = jnp.exp(difference)
+    return e + e * residual
+
+
+# m is a constant of every use: the ratios below do not depend on it.
+_exp_below = differentiable(_exp_below_value, lambda z, m: _exp_below(z, m), None)
+
+
+def _maximum(z: Array, axis: int) -> Array:
+    # Taken before widening, so that no float32 copy of half-precision logits is needed for it.
+    m = jnp.max(lax.stop_gradient(z), axis=axis, keepdims=True, initial=-jnp.inf)
+    return jnp.where(m == -jnp.inf, jnp.nan, widen(m))  # nothing but -inf is no distribution
+
+
+def _exponentials(z: Array, axis: int) -> tuple[Array, Array, Array]:
+    """exp(z - max z), its sum over what lies below the maximum, and its sum over the maxima (their number)."""
+    m = _maximum(z, axis)
+    e = _exp_below(widen(z), m)
+    is_top = widen(z) == m
+    below = jnp.sum(jnp.where(is_top, 0, e), axis=axis, keepdims=True)
+    tops = jnp.sum(jnp.where(is_top, e, 0), axis=axis, keepdims=True)
+    return e, below, tops
+
+
+def _log_normalizer(z: Array, axis: int) -> Array:
+    """logsumexp(z) - max z >= 0."""
+    _, below, tops = _exponentials(z, axis)
+    return log1p(below + (tops - 1))
+
+
+def _from_max(z: Array, m: Array) -> Array:
+    """m - z >= 0, and 0 where both are infinite."""
+    return jnp.where(z == m, 0, m - z)
+
+
+def softmax(z: Array, axis: int) -> Array:
+    """exp(z_j) / sum exp(z), float32 or wider; entries far below the maximum keep all their digits."""
+    e, below, tops = _exponentials(z, axis)
+    return e / (below + tops)
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
+def log_sum_exp(z: Array, axis: int) -> Array:
+    """log(sum exp(z)) over `axis`, which is consumed."""
+    return jnp.squeeze(_maximum(z, axis) + _log_normalizer(z, axis), axis)
+
+
+@log_sum_exp.defjvp
+def _log_sum_exp_rule(axis: int, primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
+    (z,), (dz,) = primals, tangents
+    return log_sum_exp(z, axis), jnp.sum(softmax(z, axis) * widen(dz), axis=axis)
+
+
+def _others(z: Array, labels: Array, m: Array, axis: int) -> Array:
+    """The sum of exp(z - m) over all classes but the label, never as a difference.
+
+    A select inside the sum would make XLA's CPU write [..., C] out (a float32 copy of bfloat16 logits). So the classes
+    are summed in groups, and only the label's own group is gathered and summed without the label.
+    """
+    classes = z.shape[axis]
+    width = next((k for k in range(128, 7, -1) if classes % k == 0), 0)
+    if width == 0 or classes < 4 * width or is_sharded(z, axis):
+        e = _exp_below(widen(z), m)
+        return jnp.sum(jnp.where(is_label(z, labels, axis), 0, e), axis=axis, keepdims=True)
+    # Behind the barrier the widening is part of the sum; before it, XLA shares one widened copy among all its uses.
+    grouped = z.reshape(*z.shape[:axis], classes // width, width, *z.shape[axis + 1 :])
+    m = jnp.expand_dims(m, axis + 1)
+    sums = jnp.sum(_exp_below(widen(lax.optimization_barrier(grouped)), m), axis=axis + 1)
+    group, member = labels // width, labels % width
+    index = jnp.expand_dims(group, (axis, axis + 1))
+    own = jnp.squeeze(jnp.take_along_axis(grouped, index, axis=axis, mode="clip"), axis)
+    beside = _exp_below(widen(own), jnp.squeeze(m, axis))
+    rest = jnp.sum(jnp.where(is_label(own, member, axis), 0, beside), axis=axis, keepdims=True)
+    return rest + jnp.sum(jnp.where(is_label(sums, group, axis), 0, sums), axis=axis, keepdims=True)
+
+
+def _label_parts(z: Array, labels: Array, axis: int) -> tuple[Array, Array, Array]:
+    """The maximum, exp(z_label - max), and the sum of the others' exp(z - max)."""
+    m = _maximum(z, axis)
+    return m, _exp_below(widen(take_label(z, labels, axis)), m), _others(z, labels, m, axis)
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(2,))
+def label_nll(z: Array, labels: Array, axis: int) -> Array:
+    """logsumexp(z) - z[label] over `axis`, which is consumed; the labels are in range."""
+    m, at_label, others = _label_parts(z, labels, axis)
+    gap = _from_max(widen(take_label(z, labels, axis)), m)
+    # The label is a maximum: all that the loss is comes from the others. It is not: one of the others is 1.
+    return jnp.squeeze(jnp.where(gap == 0, log1p(others), gap + jnp.log(others + at_label)), axis)
+
+
+def _label_nll_rule(axis: int, primals: Sequence[Any], tangents: Sequence[Any]) -> tuple[Array, Array]:
+    (z, labels), (dz, _) = primals, tangents
+    value = label_nll(z, labels, axis)
+    if isinstance(dz, SymbolicZero):
+        return value, jnp.zeros_like(value)
+    m, at_label, others = _label_parts(z, labels, axis)
+    # softmax(z) - onehot(label), with p_label - 1 taken from the others' weight: no digit of it cancels. The barrier
+    # keeps XLA from holding the forward pass's exponentials [..., C] until here; they are cheaper made again.
+    e = _exp_below(widen(lax.optimization_barrier(z)), m)
+    gradient = jnp.where(is_label(z, labels, axis), -others, e) / (others + at_label)
+    return value, jnp.sum(gradient * widen(dz), axis=axis)
+
+
+label_nll.defjvp(_label_nll_rule, symbolic_zeros=True)
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(2,))
+def soft_label_nll(z: Array, t: Array, axis: int) -> Array:
+    """sum over `axis` of t_j (logsumexp(z) - z_j), for t >= 0 of any sum; t_j = 0 removes z_j = -inf."""
+    each = _from_max(widen(z), _maximum(z, axis)) + _log_normalizer(z, axis)
+    t = widen(t)
+    return jnp.sum(jnp.where(t == 0, 0, t * each), axis=axis)
+
+
+def _soft_label_nll_rule(axis: int, primals: Sequence[Any], tangents: Sequence[Any]) -> tuple[Array, Array]:
+    (z, t), (dz, dt) = primals, tangents
+    value = soft_label_nll(z, t, axis)
+    tangent = jnp.zeros_like(value)
+    if not isinstance(dz, SymbolicZero):
+        tangent = tangent + jnp.sum(_soft_label_gradient(z, widen(t), axis) * widen(dz), axis=axis)
+    if not isinstance(dt, SymbolicZero):
+        each = jnp.expand_dims(log_sum_exp(z, axis), axis) - widen(z)
+        tangent = tangent + jnp.sum(each * widen(dt), axis=axis)
+    return value, tangent
+
+
+def _soft_label_gradient(z: Array, t: Array, axis: int) -> Array:
+    """sum(t) softmax(z) - t."""
+    e, below, tops = _exponentials(z, axis)
+    is_top = widen(z) == _maximum(z, axis)
+    mass = jnp.sum(t, axis=axis, keepdims=True)
+    # At the one maximum p = 1 - below / sum, and sum(t) - t_j is what the others hold: neither needs a difference.
+    held = jnp.sum(jnp.where(is_top, 0, t), axis=axis, keepdims=True)
+    alone = is_top & (jnp.sum(is_top, axis=axis, keepdims=True) == 1)
+    return jnp.where(alone, held - mass * (below / (below + tops)), mass * (e / (below + tops)) - t)
+
+
+soft_label_nll.defjvp(_soft_label_nll_rule, symbolic_zeros=True)
+
+
+# --- Binary -------------------------------------------------------------------------------------------------------
+
+
+# Each is written by exp(-|x|), whose own derivative has a kink at 0: so each has its slope written down, in terms of
+# the same functions, and a Hessian at a logit of exactly 0 is as good as anywhere.
+
+
+def _decay(x: Array) -> Array:
+    return jnp.exp(-jnp.abs(x))
+
+
+sigmoid = differentiable(
+    lambda x: jnp.where(x > 0, 1, _decay(x)) / (1 + _decay(x)),
+    lambda x: sigmoid(x) * sigmoid(-x),
+)
+sigmoid.__doc__ = "1 / (1 + exp(-x)), to 2 ulp in both tails."
+
+softplus = differentiable(lambda x: jnp.maximum(x, 0) + log1p(_decay(x)), sigmoid)
+softplus.__doc__ = "log(1 + exp(x)) = -log sigmoid(-x)."
+
+
+def _weighted_binary_value(x: Array, a: Array, b: Array) -> Array:
+    against = jnp.where(x > 0, b, a)  # the weight of the side that x speaks against
+    # Guarded, because an infinite logit on the right side is a loss of 0, not 0 * inf.
+    return jnp.where(against == 0, 0, jnp.abs(x) * against) + (a + b) * log1p(_decay(x))
+
+
+def _weighted_slope_value(x: Array, a: Array, b: Array) -> Array:
+    e = _decay(x)
+    return jnp.where(x > 0, b - a * e, b * e - a) / (1 + e)
+
+
+# b sigmoid(x) - a sigmoid(-x), by one numerator.
+_weighted_binary_slope = differentiable(
+    _weighted_slope_value,
+    lambda x, a, b: (a + b) * sigmoid(x) * sigmoid(-x),
+    lambda x, a, b: -sigmoid(-x),
+    lambda x, a, b: sigmoid(x),
+)
+
+weighted_binary_nll = differentiable(
+    _weighted_binary_value, _weighted_binary_slope, lambda x, a, b: softplus(-x), lambda x, a, b: softplus(x)
+)
+weighted_binary_nll.__doc__ = "-a log sigmoid(x) - b log sigmoid(-x), for a, b >= 0."
+
+binary_nll = differentiable(
+    lambda x, t: _weighted_binary_value(x, t, 1 - t),
+    lambda x, t: _weighted_binary_slope(x, t, 1 - t),
+    lambda x, t: -x,  # the difference of two softplus, which would cancel near 0
+)
+binary_nll.__doc__ = "-t log sigmoid(x) - (1 - t) log sigmoid(-x), for t in [0, 1]."
+
+
+# --- Focal --------------------------------------------------------------------------------------------------------
+
+
+def _power_slope(q: Array, gamma: Array) -> Array:
+    # A q of 0 is one that underflowed: the slope towards the logits, which is what is asked for, vanishes with it,
+    # while gamma q^(gamma - 1) alone would be infinite for gamma < 1, and inf * 0 is nan.
+    gone = (q == 0) & (gamma < 1)
+    return jnp.where(gone, 0, gamma * jnp.power(jnp.where(gone, 1, q), gamma - 1))
+
+
+_power = differentiable(
+    lambda q, gamma: jnp.power(q, gamma),
+    _power_slope,
+    lambda q, gamma: jnp.where(q == 0, 0, jnp.power(q, gamma) * jnp.log(jnp.where(q == 0, 1, q))),
+)
+
+
+def _miss(nll: Array) -> Array:
+    """1 - exp(-nll): the probability that the label did not get, exact where it is small."""
+    return -expm1(-nll)
+
+
+def _focal_slope(nll: Array, gamma: Array) -> Array:
+    # d/dnll of q^gamma nll = q^gamma (1 + gamma exp(-nll) nll / q): nll / q tends to 1 where both vanish, so no power
+    # below 1 of a zero q appears; exp(-nll) nll is 0 at infinity.
+    q, p = _miss(nll), jnp.exp(-nll)
+    ratio = jnp.where(q == 0, 1, nll / jnp.where(q == 0, 1, q))
+    return _power(q, gamma) * (1 + gamma * jnp.where(p == 0, 0, p * ratio))
+
+
+focal = differentiable(
+    lambda nll, gamma: _power(_miss(nll), gamma) * nll,
+    _focal_slope,
+    lambda nll, gamma: xlogy(_power(_miss(nll), gamma) * nll, _miss(nll)),
+)
+focal.__doc__ = "(1 - exp(-nll))^gamma nll: the focal factor as a function of the negative log-likelihood alone."
+
+
+def _wrong_side(x: Array, t: Array) -> tuple[Array, Array]:
+    """The numerator of the probability given to the wrong side, and exp(-|x|)."""
+    e = _decay(x)
+    return jnp.where(x > 0, (1 - t) + t * e, (1 - t) * e + t), e
+
+
+def _binary_miss_value(x: Array, t: Array) -> Array:
+    wrong, e = _wrong_side(x, t)
+    return wrong / (1 + e)
+
+
+# (1 - t) sigmoid(x) + t sigmoid(-x): the probability given to the wrong side.
+_binary_miss = differentiable(
+    _binary_miss_value,
+    lambda x, t: (1 - 2 * t) * sigmoid(x) * sigmoid(-x),
+    lambda x, t: sigmoid(-x) - sigmoid(x),
+)
+
+
+def _swing_value(x: Array, t: Array) -> Array:
+    # sigmoid(x) sigmoid(-x) / miss <= 1, not formed as that quotient: for a hard label the miss is itself one of the
+    # factors, and may be 0.
+    wrong, e = _wrong_side(x, t)
+    return jnp.where(wrong == 0, 1, e / jnp.where(wrong == 0, 1, wrong)) / (1 + e)
+
+
+def _swing_target_slope(x: Array, t: Array) -> Array:
+    # -swing (sigmoid(-x) - sigmoid(x)) / miss, and 1 / miss = swing / (sigmoid(x) sigmoid(-x)).
+    both = sigmoid(x) * sigmoid(-x)
+    return jnp.where(
+        both == 0, 0, (sigmoid(x) - sigmoid(-x)) * jnp.square(_swing(x, t)) / jnp.where(both == 0, 1, both)
+    )
+
+
+_swing = differentiable(
+    _swing_value,
+    lambda x, t: _swing(x, t) * ((sigmoid(-x) - sigmoid(x)) - (1 - 2 * t) * _swing(x, t)),
+    _swing_target_slope,
+)
+
+
+def _binary_focal_value(x: Array, t: Array, gamma: Array) -> Array:
+    return jnp.power(_binary_miss(x, t), gamma) * binary_nll(x, t)
+
+
+def _binary_focal_slope(x: Array, t: Array, gamma: Array) -> Array:
+    # d/dx of q^gamma l = q^gamma (gamma (1 - 2t) swing l + l').
+    swing = _swing(x, t)
+    pull = jnp.where(swing == 0, 0, swing * binary_nll(x, t))
+    own = _weighted_binary_slope(x, t, 1 - t)
+    return _power(_binary_miss(x, t), gamma) * (gamma * (1 - 2 * t) * pull + own)
+
+
+def _binary_focal_target_slope(x: Array, t: Array, gamma: Array) -> Array:
+    q = _binary_miss(x, t)
+    ratio = jnp.where(q == 0, 1, binary_nll(x, t) / jnp.where(q == 0, 1, q))
+    return _power(q, gamma) * (gamma * (sigmoid(-x) - sigmoid(x)) * ratio - x)
+
+
+binary_focal = differentiable(
+    _binary_focal_value,
+    _binary_focal_slope,
+    _binary_focal_target_slope,
+    lambda x, t, gamma: xlogy(_binary_focal_value(x, t, gamma), _binary_miss(x, t)),
+)
+binary_focal.__doc__ = "q^gamma times `binary_nll`, q the probability given to the wrong side; t in [0, 1]."
