@@ -1,0 +1,9 @@
+"""Every loss, by family: one module a family, its `__all__` the list of its losses."""
+
+from jaxloss.losses.binary import *
+from jaxloss.losses.divergence import *
+from jaxloss.losses.embedding import *
+from jaxloss.losses.multiclass import *
+from jaxloss.losses.ranking import *
+from jaxloss.losses.regression import *
+from jaxloss.losses.sequence import *

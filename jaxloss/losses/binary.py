@@ -1,0 +1,205 @@
+"""One yes-or-no question an entry: logits, probabilities or scores against it."""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+
+from jaxloss.core.compiled import compiled
+from jaxloss.core.formulas import binary_focal, binary_nll, weighted_binary_nll
+from jaxloss.core.frames import pointwise
+from jaxloss.core.numerics import differentiable, log1p, xlogy
+from jaxloss.core.types import (
+    Array,
+    BinaryLogit,
+    Fraction,
+    Mask,
+    NonNegative,
+    Positive,
+    Probability,
+    Real,
+    Reduction,
+    Sign,
+    Weights,
+)
+
+__all__ = ["binary_cross_entropy", "hinge", "sigmoid_cross_entropy", "sigmoid_focal"]
+
+
+@compiled
+def sigmoid_cross_entropy(
+    logits: BinaryLogit,
+    targets: Probability,
+    *,
+    positive_weight: Positive | None = None,
+    label_smoothing: Fraction | None = None,
+    where: Mask = None,
+    weights: Weights = None,
+    reduction: Reduction = "mean",
+) -> Array:
+    """Binary cross-entropy on logits: the negative log-likelihood of a yes or a no.
+
+        -w t log(sigmoid(x)) - (1 - t) log(sigmoid(-x)),   x = logits, t = targets, w = positive_weight
+
+    Use for yes-or-no questions, one an entry, several of which may be yes at once (multi-label problems too).
+
+    Args:
+      logits: [...] real, log-odds of yes; -inf and inf are certainty.
+      targets: [...] in [0, 1], the shape of `logits`; 0 and 1 are hard labels.
+      positive_weight: > 0, multiplies the yes term, to trade recall against precision; None is 1.
+      label_smoothing: in [0, 1), moves targets towards 1/2: t (1 - s) + s / 2; None is 0.
+      where, weights, reduction: see `jaxloss.reduce`.
+    Returns: nats, in [0, inf); 0 for certainty on the right side.
+    Gradient: sigmoid(logits) - targets, in [-1, 1], without positive_weight; it keeps its digits in both tails.
+    Peers: optax.sigmoid_binary_cross_entropy, torch.nn.BCEWithLogitsLoss,
+      torch.nn.functional.binary_cross_entropy_with_logits, torch.nn.MultiLabelSoftMarginLoss,
+      keras.losses.BinaryCrossentropy, jaxopt.loss.binary_logistic_loss, rax.pointwise_sigmoid_loss.
+    Reference: Cox (1958), The regression analysis of binary sequences, J. R. Stat. Soc. B 20(2).
+    """
+
+    def value(x: Array, t: Array, positive_weight: Array | None, label_smoothing: Array | None) -> Array:
+        if label_smoothing is not None:
+            t = t * (1 - label_smoothing) + 0.5 * label_smoothing
+        if positive_weight is None:
+            return binary_nll(x, t)
+        return weighted_binary_nll(x, positive_weight * t, 1 - t)
+
+    return pointwise(
+        value,
+        logits=logits,
+        targets=targets,
+        scalars={"positive_weight": positive_weight, "label_smoothing": label_smoothing},
+        where=where,
+        weights=weights,
+        reduction=reduction,
+    )
+
+
+@compiled
+def sigmoid_focal(
+    logits: BinaryLogit,
+    targets: Probability,
+    *,
+    gamma: NonNegative = 2.0,
+    alpha: Probability | None = None,
+    where: Mask = None,
+    weights: Weights = None,
+    reduction: Reduction = "mean",
+) -> Array:
+    """Binary cross-entropy that counts an entry the less, the better it is already classified.
+
+        a q^gamma l,   l = sigmoid_cross_entropy(logits, targets)
+        q = (1 - t) sigmoid(x) + t sigmoid(-x), the probability given to the wrong side
+        a = alpha t + (1 - alpha) (1 - t), or 1 without alpha
+
+    Use for many easy negatives and few positives (dense detection, rare events); gamma = 0 is plain cross-entropy.
+
+    Args:
+      logits: [...] real, log-odds of yes.
+      targets: [...] in [0, 1], the shape of `logits`.
+      gamma: >= 0, how fast easy entries fade.
+      alpha: in [0, 1], the weight of yes against no; None weighs neither (0.25 in the paper).
+      where, weights, reduction: see `jaxloss.reduce`. The paper divides the sum by the number of positives.
+    Returns: nats, in [0, inf). Within 4 (1 + gamma) ulp: a power multiplies the error of its base.
+    Gradient: a q^gamma (gamma (1 - 2 t) sigmoid(x) sigmoid(-x) l / q + sigmoid(x) - t); finite for every gamma >= 0.
+    Peers: optax.sigmoid_focal_loss, torchvision.ops.sigmoid_focal_loss, keras.losses.BinaryFocalCrossentropy.
+    Reference: Lin, Goyal, Girshick, He and Dollar (2017), Focal loss for dense object detection, ICCV, eq. 5.
+    """
+
+    def value(x: Array, t: Array, gamma: Array, alpha: Array | None) -> Array:
+        loss = binary_focal(x, t, gamma)
+        return loss if alpha is None else (alpha * t + (1 - alpha) * (1 - t)) * loss
+
+    return pointwise(
+        value,
+        logits=logits,
+        targets=targets,
+        scalars={"gamma": gamma, "alpha": alpha},
+        where=where,
+        weights=weights,
+        reduction=reduction,
+    )
+
+
+def _probability_nll_slope(p: Array, t: Array) -> Array:
+    # (p - t) / (p (1 - p)), which is 0 / 0 where a hard label is met exactly; there one factor cancels.
+    wrong = jnp.where(t == 0, 1, (p - t) / jnp.where(t == 0, 1, p))
+    return jnp.where(t == 1, -1 / p, wrong / jnp.where(t == 1, 1, 1 - p))
+
+
+def _xlog1py(x: Array, y: Array) -> Array:
+    """x log(1 + y), 0 at x = 0."""
+    return jnp.where(x == 0, 0, x * log1p(jnp.where(x == 0, 0, y)))
+
+
+_probability_nll = differentiable(
+    lambda p, t: -(xlogy(t, p) + _xlog1py(1 - t, -p)),
+    _probability_nll_slope,
+    lambda p, t: log1p(-p) - jnp.log(p),
+)
+
+
+@compiled
+def binary_cross_entropy(
+    probabilities: Probability,
+    targets: Probability,
+    *,
+    where: Mask = None,
+    weights: Weights = None,
+    reduction: Reduction = "mean",
+) -> Array:
+    """Binary cross-entropy on probabilities, for models that end in a probability and have no logit.
+
+        -t log(p) - (1 - t) log(1 - p),   p = probabilities, t = targets
+
+    Use only where logits cannot be had: a probability near 1 has already lost the digits of 1 - p;
+    `sigmoid_cross_entropy` keeps them.
+
+    Args:
+      probabilities: [...] in [0, 1].
+      targets: [...] in [0, 1], the shape of `probabilities`.
+      where, weights, reduction: see `jaxloss.reduce`.
+    Returns: nats, in [0, inf]; exactly 0 for a met hard label, inf for a hard label given probability 0.
+    Gradient: (p - t) / (p (1 - p)); 1 / (1 - p) or -1 / p for hard labels, also where p meets them. Nothing is clipped.
+    Peers: torch.nn.BCELoss, torch.nn.functional.binary_cross_entropy, keras.losses.BinaryCrossentropy, rlax.log_loss.
+    Reference: Good (1952), Rational decisions, J. R. Stat. Soc. B 14(1).
+    """
+    return pointwise(
+        _probability_nll,
+        probabilities=probabilities,
+        targets=targets,
+        where=where,
+        weights=weights,
+        reduction=reduction,
+    )
+
+
+@compiled
+def hinge(
+    scores: Real,
+    signs: Sign,
+    *,
+    where: Mask = None,
+    weights: Weights = None,
+    reduction: Reduction = "mean",
+) -> Array:
+    """How far a score falls short of a margin of 1 on the right side of 0.
+
+        max(0, 1 - signs scores)
+
+    Use for large-margin classifiers (support vector machines): entries beyond the margin do not pull at all.
+
+    Args:
+      scores: [...] real; their sign is the decision.
+      signs: [...] -1 or 1, the shape of `scores`. Labels in {0, 1} are spelled `signs=2 * labels - 1`.
+      where, weights, reduction: see `jaxloss.reduce`.
+    Returns: dimensionless, in [0, inf).
+    Gradient: -signs inside the margin, 0 at it and beyond.
+    Peers: optax.hinge_loss, keras.losses.Hinge, jaxopt.loss.binary_hinge_loss.
+    Reference: Cortes and Vapnik (1995), Support-vector networks, Machine Learning 20(3).
+    """
+
+    def value(scores: Array, signs: Array) -> Array:
+        margin = signs * scores
+        return jnp.where(margin < 1, 1 - margin, 0)
+
+    return pointwise(value, scores=scores, signs=signs, where=where, weights=weights, reduction=reduction)

@@ -1,0 +1,347 @@
+"""Predictions against real targets."""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+
+from jaxloss.core.compiled import compiled
+from jaxloss.core.frames import eventwise, pointwise, statistic
+from jaxloss.core.numerics import absolute, differentiable, scale_exponent, unit, widen
+from jaxloss.core.numerics import log_cosh as log_cosh_of
+from jaxloss.core.types import Array, Mask, Positive, Real, Reduction, Weights
+
+__all__ = [
+    "absolute_error",
+    "cosine_distance",
+    "half_squared_error",
+    "huber",
+    "log_cosh",
+    "root_mean_squared_error",
+    "smooth_l1",
+    "squared_error",
+]
+
+
+@compiled
+def squared_error(
+    predictions: Real,
+    targets: Real,
+    *,
+    where: Mask = None,
+    weights: Weights = None,
+    reduction: Reduction = "mean",
+) -> Array:
+    """Squared difference; its mean is the mean squared error (MSE).
+
+        (predictions - targets)^2
+
+    Use for real targets with errors of one size: the mean of the targets minimises it, and outliers rule it.
+
+    Args:
+      predictions, targets: [...] real, one shape.
+      where, weights, reduction: see `jaxloss.reduce`.
+    Returns: squared target units, in [0, inf); 0 only at equality.
+    Gradient: 2 (predictions - targets); smooth, unbounded.
+    Peers: optax.squared_error, torch.nn.MSELoss, torch.nn.functional.mse_loss, keras.losses.MeanSquaredError,
+      rax.pointwise_mse_loss.
+    Reference: Gauss (1809), Theoria motus corporum coelestium, book 2, section 3.
+    """
+
+    def value(predictions: Array, targets: Array) -> Array:
+        return jnp.square(predictions - targets)
+
+    return pointwise(value, predictions=predictions, targets=targets, where=where, weights=weights, reduction=reduction)
+
+
+@compiled
+def half_squared_error(
+    predictions: Real,
+    targets: Real,
+    *,
+    where: Mask = None,
+    weights: Weights = None,
+    reduction: Reduction = "mean",
+) -> Array:
+    """Half the squared difference, whose gradient is the difference itself.
+
+        1/2 (predictions - targets)^2
+
+    Use where the factor 2 of the squared error's gradient is in the way (L2 loss in statistics and control).
+
+    Args:
+      predictions, targets: [...] real, one shape.
+      where, weights, reduction: see `jaxloss.reduce`.
+    Returns: squared target units, in [0, inf); 0 only at equality.
+    Gradient: predictions - targets; smooth, unbounded.
+    Peers: optax.l2_loss, rlax.l2_loss.
+    Reference: Gauss (1809), Theoria motus corporum coelestium, book 2, section 3.
+    """
+
+    def value(predictions: Array, targets: Array) -> Array:
+        r = predictions - targets
+        return (0.5 * r) * r  # halved first: the square alone overflows sqrt(2) earlier
+
+    return pointwise(value, predictions=predictions, targets=targets, where=where, weights=weights, reduction=reduction)
+
+
+@compiled
+def absolute_error(
+    predictions: Real,
+    targets: Real,
+    *,
+    where: Mask = None,
+    weights: Weights = None,
+    reduction: Reduction = "mean",
+) -> Array:
+    """Absolute difference; its mean is the mean absolute error (MAE).
+
+        |predictions - targets|
+
+    Use for real targets with outliers: the median of the targets minimises it.
+
+    Args:
+      predictions, targets: [...] real, one shape.
+      where, weights, reduction: see `jaxloss.reduce`.
+    Returns: target units, in [0, inf); 0 only at equality.
+    Gradient: sign(predictions - targets), and 0 at equality; it does not shrink near the minimum.
+    Peers: torch.nn.L1Loss, torch.nn.functional.l1_loss, keras.losses.MeanAbsoluteError.
+    Reference: Laplace (1774), Memoire sur la probabilite des causes par les evenements, problem 3.
+    """
+
+    def value(predictions: Array, targets: Array) -> Array:
+        return absolute(predictions - targets)
+
+    return pointwise(value, predictions=predictions, targets=targets, where=where, weights=weights, reduction=reduction)
+
+
+def _huber_value(r: Array, delta: Array) -> Array:
+    q = jnp.minimum(jnp.abs(r), delta)  # the part of |r| still on the parabola
+    return q * (jnp.abs(r) - 0.5 * q)  # both branches in one expression: nothing to select
+
+
+# Written down, because the derivative of the form above is q - delta + delta: 0 for every small r.
+_huber = differentiable(
+    _huber_value,
+    lambda r, delta: jnp.clip(r, -delta, delta),
+    lambda r, delta: jnp.maximum(jnp.abs(r) - delta, 0),
+)
+
+
+@compiled
+def huber(
+    predictions: Real,
+    targets: Real,
+    *,
+    delta: Positive = 1.0,
+    where: Mask = None,
+    weights: Weights = None,
+    reduction: Reduction = "mean",
+) -> Array:
+    """Squared error near zero, absolute error beyond `delta`.
+
+        1/2 r^2                  where |r| <= delta,   r = predictions - targets
+        delta (|r| - 1/2 delta)  elsewhere
+
+    Use when a few targets may be wrong: no entry pulls harder than `delta`.
+
+    Args:
+      predictions, targets: [...] real, one shape.
+      delta: > 0, in target units; where the parabola becomes a line.
+      where, weights, reduction: see `jaxloss.reduce`.
+    Returns: squared target units, in [0, inf); 0 only at equality.
+    Gradient: clip(r, -delta, delta); continuous, its slope jumps at |r| = delta.
+    Peers: optax.huber_loss, torch.nn.HuberLoss, torch.nn.functional.huber_loss, keras.losses.Huber,
+      jaxopt.loss.huber_loss.
+    Reference: Huber (1964), Robust estimation of a location parameter, Ann. Math. Stat. 35(1).
+    """
+
+    def value(predictions: Array, targets: Array, delta: Array) -> Array:
+        return _huber(predictions - targets, delta)
+
+    return pointwise(
+        value,
+        predictions=predictions,
+        targets=targets,
+        scalars={"delta": delta},
+        where=where,
+        weights=weights,
+        reduction=reduction,
+    )
+
+
+def _smooth_l1_value(r: Array, beta: Array) -> Array:
+    q = jnp.minimum(jnp.abs(r), beta)
+    return (q / beta) * (jnp.abs(r) - 0.5 * q)  # q / beta <= 1: a huge r over a small beta does not overflow
+
+
+_smooth_l1 = differentiable(
+    _smooth_l1_value,
+    lambda r, beta: jnp.clip(r / beta, -1, 1),
+    lambda r, beta: -0.5 * jnp.square(jnp.minimum(jnp.abs(r) / beta, 1)),
+)
+
+
+@compiled
+def smooth_l1(
+    predictions: Real,
+    targets: Real,
+    *,
+    beta: Positive = 1.0,
+    where: Mask = None,
+    weights: Weights = None,
+    reduction: Reduction = "mean",
+) -> Array:
+    """Absolute error with its tip rounded off within `beta`.
+
+        r^2 / (2 beta)    where |r| <= beta,   r = predictions - targets
+        |r| - 1/2 beta    elsewhere
+
+    Use for box coordinates and other targets where the far slope must stay 1 whatever `beta` is; it is huber / beta.
+
+    Args:
+      predictions, targets: [...] real, one shape.
+      beta: > 0, in target units; where the parabola becomes a line.
+      where, weights, reduction: see `jaxloss.reduce`.
+    Returns: target units, in [0, inf); 0 only at equality.
+    Gradient: clip(r / beta, -1, 1); continuous, its slope jumps at |r| = beta.
+    Peers: torch.nn.SmoothL1Loss, torch.nn.functional.smooth_l1_loss.
+    Reference: Girshick (2015), Fast R-CNN, ICCV, eq. 3.
+    """
+
+    def value(predictions: Array, targets: Array, beta: Array) -> Array:
+        return _smooth_l1(predictions - targets, beta)
+
+    return pointwise(
+        value,
+        predictions=predictions,
+        targets=targets,
+        scalars={"beta": beta},
+        where=where,
+        weights=weights,
+        reduction=reduction,
+    )
+
+
+@compiled
+def log_cosh(
+    predictions: Real,
+    targets: Real,
+    *,
+    where: Mask = None,
+    weights: Weights = None,
+    reduction: Reduction = "mean",
+) -> Array:
+    """Logarithm of the hyperbolic cosine of the difference.
+
+        log(cosh(predictions - targets))
+
+    Use like huber with delta = 1 where a second derivative must exist everywhere: 1/2 r^2 near 0, |r| - log 2 far out.
+
+    Args:
+      predictions, targets: [...] real, one shape, scaled so that an error of 1 is neither small nor large.
+      where, weights, reduction: see `jaxloss.reduce`.
+    Returns: dimensionless, in [0, inf); 0 only at equality.
+    Gradient: tanh(predictions - targets), in (-1, 1); smooth.
+    Peers: optax.log_cosh, keras.losses.LogCosh.
+    Reference: Green (1990), Bayesian reconstructions from emission tomography data using a modified EM algorithm,
+      IEEE Trans. Med. Imaging 9(1).
+    """
+
+    def value(predictions: Array, targets: Array) -> Array:
+        return log_cosh_of(predictions - targets)
+
+    return pointwise(value, predictions=predictions, targets=targets, where=where, weights=weights, reduction=reduction)
+
+
+@compiled
+def cosine_distance(
+    predictions: Real,
+    targets: Real,
+    *,
+    axis: int = -1,
+    where: Mask = None,
+    weights: Weights = None,
+    reduction: Reduction = "mean",
+) -> Array:
+    """One minus the cosine of the angle between two vectors.
+
+        1 - <predictions, targets> / (|predictions| |targets|)
+
+    Use when only direction carries meaning.
+
+    Args:
+      predictions, targets: [..., D] real, one shape.
+      axis: the axis of the vectors' components.
+      where, weights, reduction: see `jaxloss.reduce`.
+    Returns: dimensionless, in [0, 2]; exactly 1 where either vector is 0.
+    Gradient: orthogonal to `predictions`, at most 1 / |predictions| long; 0 where either vector is 0.
+    Peers: optax.cosine_distance, torch.nn.CosineSimilarity, keras.losses.CosineSimilarity.
+    Reference: Salton, Wong and Yang (1975), A vector space model for automatic indexing, Comm. ACM 18(11).
+    """
+
+    def value(predictions: Array, targets: Array, *, axis: int) -> Array:
+        u, v = unit(widen(predictions), axis), unit(widen(targets), axis)
+        # Half the squared distance of the unit vectors: 1 - <u, v> has no digit left where they are nearly parallel.
+        distance = 0.5 * jnp.sum(jnp.square(u - v), axis=axis)
+        nothing = ~(jnp.any(u != 0, axis=axis) & jnp.any(v != 0, axis=axis))
+        return jnp.where(nothing, 1, distance)
+
+    return eventwise(
+        value,
+        predictions=predictions,
+        targets=targets,
+        axis=axis,
+        where=where,
+        weights=weights,
+        reduction=reduction,
+    )
+
+
+@compiled
+def root_mean_squared_error(
+    predictions: Real,
+    targets: Real,
+    *,
+    axis: int | tuple[int, ...] | None = None,
+    where: Mask = None,
+    weights: Weights = None,
+    reduction: Reduction = "mean",
+) -> Array:
+    """Square root of the mean squared difference (RMSE), one number for all entries or a group.
+
+        sqrt(sum w (predictions - targets)^2 / sum w)
+
+    Use to report or train in the targets' own units; `squared_error` has the same minimum and adds up over batches.
+
+    Args:
+      predictions, targets: [...] real, one shape.
+      axis: the axes that are pooled into one number; None pools all.
+      where, weights: as in `jaxloss.reduce`, but of the shape of the entries: they act inside the root.
+      reduction: over the groups, which count alike; "partial" does not exist.
+    Returns: target units, in [0, inf); 0 at equality and for a group without entries, which the mean leaves out.
+    Gradient: w (predictions - targets) / (RMSE sum w), and 0 at a perfect prediction, where the slope has no value.
+    Peers: sklearn.metrics.root_mean_squared_error, keras.metrics.RootMeanSquaredError.
+    Reference: Gauss (1809), Theoria motus corporum coelestium, book 2, section 3.
+    """
+
+    def value(predictions: Array, targets: Array, *, weight: Array, axis: tuple[int, ...]) -> Array:
+        r = predictions - targets
+        # Scaled by a power of two: squares of 1e20 or 1e-25 would leave the range that their root stays in.
+        scale = scale_exponent(jnp.where(weight > 0, r, 0), axis)
+        total = jnp.sum(weight * jnp.square(r / scale), axis=axis)
+        pooled = jnp.sum(weight, axis=axis)
+        mean = total / jnp.where(pooled > 0, pooled, 1)
+        # The slope of the root is infinite at 0; a perfect prediction has nothing to learn, so there it is 0.
+        alive = mean > 0
+        return jnp.squeeze(scale, axis) * jnp.where(alive, jnp.sqrt(jnp.where(alive, mean, 1)), 0)
+
+    return statistic(
+        value,
+        predictions=predictions,
+        targets=targets,
+        axis=axis,
+        instead="merge squared_error(..., reduction='partial') and take the square root of its `.value`",
+        where=where,
+        weights=weights,
+        reduction=reduction,
+    )
