@@ -1,0 +1,8 @@
+"""One training step for any loss and any optax optimizer."""
+
+from jaxloss.train.extras import UpdateContext as UpdateContext
+from jaxloss.train.objective import Aux as Aux
+from jaxloss.train.state import Metrics as Metrics
+from jaxloss.train.state import State as State
+from jaxloss.train.step import TrainStep as TrainStep
+from jaxloss.train.step import make_train_step as make_train_step
