@@ -1,0 +1,116 @@
+"""Single defects in core, algorithms and losses, each with the test that must catch it."""
+
+
+def laws(name, dtype="float32"):
+    return f"tests/test_contract.py -k 'test_laws and {name} and {dtype}'"
+
+
+CORE = "jaxloss/core/"
+REDUCTION, FRAMES, INPUTS = CORE + "reduction.py", CORE + "frames.py", CORE + "inputs.py"
+NUMERICS, FORMULAS, COMPILED, SHARDING = (
+    CORE + "numerics.py", CORE + "formulas.py", CORE + "compiled.py", CORE + "sharding.py",
+)  # fmt: skip
+ENTMAX = "jaxloss/algorithms/entmax.py"
+LOSSES = "jaxloss/losses/"
+BY_HAND = "tests/test_reduction.py"
+BAD_INPUT = "tests/test_inputs.py"
+EXACT = "tests/test_exactness.py"
+PIECES = "tests/test_numerics.py"
+OPTIONS = "tests/test_compiled.py"
+HOUSE = "tests/test_house.py"
+
+MUTANTS = [
+    # --- reduction
+    (REDUCTION, "a mask does not reach the values", "values = jnp.where(mask, values, 0)", "values = values + 0", BY_HAND),
+    (REDUCTION, "a weight behind a mask is looked at", "None if weight is None else jnp.where(mask, weight, 0)", "weight", BY_HAND),
+    (REDUCTION, "nothing valid is 0 / 0", "    return jnp.where(empty, 0, total / jnp.where(empty, 1, weight))", "    return total / weight", BY_HAND),
+    (REDUCTION, "a single select: the gradient of nothing is nan", "total / jnp.where(empty, 1, weight))", "total / weight)", BY_HAND),
+    (REDUCTION, "half precision counts in half precision", "values = widen(jnp.asarray(values))", "values = jnp.asarray(values)", BY_HAND),
+    (REDUCTION, "the mean divides by the size", "        return jnp.sum(mask, dtype=values.dtype)", "        return jnp.asarray(values.size, values.dtype)", BY_HAND),
+    (REDUCTION, "none forgets the weights", "    if reduction == \"none\":\n        return values", "    if reduction == \"none\":\n        return values if weight is None else values / weight", BY_HAND),
+    (REDUCTION, "shares are forgotten", "        each = each * share.astype(values.dtype)", "        each = each * 1.0", BY_HAND),
+    (REDUCTION, "float masks are let through", "    if mask.dtype != jnp.bool_:", "    if False:", BY_HAND),
+    (REDUCTION, "bool weights are let through", "    if weights.dtype == jnp.bool_:", "    if False:", BY_HAND),
+    (REDUCTION, "a mask of lower rank broadcasts", "    fits = small.ndim == 0 or (", "    fits = small.ndim < len(shape) or (", BY_HAND),
+    (REDUCTION, "merge forgets the coupling", "self.coupled or other.coupled", "self.coupled", BY_HAND),
+    (REDUCTION, "a factor scales the weight too", "return Mean(self.total * factor, self.weight, self.coupled)", "return Mean(self.total * factor, self.weight * factor, self.coupled)", BY_HAND),
+    # --- frames
+    (FRAMES, "pointwise: inputs stay behind the mask", "    ready = [inputs.neutralised(x, mask).astype(dtype) for x in named.values()]\n    value = formula(*ready, *inputs.as_scalars(scalars, dtype))\n    return _reduced(value, shape", "    ready = [x.astype(dtype) for x in named.values()]\n    value = formula(*ready, *inputs.as_scalars(scalars, dtype))\n    return _reduced(value, shape", laws("log_cosh")),
+    (FRAMES, "labelled: a bad label is selected, not multiplied", "_times(value, jnp.where(in_range, 1, jnp.nan))", "jnp.where(in_range, value[0] if isinstance(value, tuple) else value, jnp.nan)", BAD_INPUT),
+    (FRAMES, "labelled: bad labels are clipped in silence", "    in_range = (index >= 0) & (index < classes)", "    in_range = index == index", BAD_INPUT),
+    (FRAMES, "labelled: labels of another shape", "    demand(chex.assert_shape, index, shape, error=ValueError, message=message)\n    mask", "    mask", BAD_INPUT),
+    (FRAMES, "beside a mask invalid classes stay", "    return ready, kept if kept is None or mask is None else kept | ~jnp.expand_dims(mask, axes)", "    return ready, kept if kept is None or mask is None else kept | True", "tests/test_frames.py"),
+    (FRAMES, "listwise: an empty list counts", "    mask = filled if mask is None else mask & filled\n", "    mask = mask\n", "tests/test_frames.py"),
+    (FRAMES, "pairwise: equal relevance makes a pair", "r[..., :, None] > r[..., None, :]", "r[..., :, None] >= r[..., None, :]", laws("pairwise")),
+    (FRAMES, "pairwise: a list without a pair counts", "if pairs == \"mean\" else total, count > 0", "if pairs == \"mean\" else total, count > -1", "tests/test_frames.py"),
+    (FRAMES, "batchwise: absent rows stay present", "    present = jnp.ones((rows,), bool) if mask is None else mask", "    present = jnp.ones((rows,), bool)", laws("info_nce-ND-ND")),
+    (FRAMES, "batchwise: not marked as coupled", "return _reduced(value, (rows,), mask, weights, reduction, coupled=True)", "return _reduced(value, (rows,), mask, weights, reduction)", laws("info_nce-ND-ND")),
+    (FRAMES, "statistic: partial is let through", "    if reduction == \"partial\":\n        raise", "    if False:\n        raise", laws("root_mean")),
+    (FRAMES, "statistic: weights are forgotten", "    if weight is None:\n        weight = jnp.ones(full, dtype)", "    weight = jnp.ones(full, dtype)", laws("root_mean")),
+    (FRAMES, "sequencewise: one step too many", "    return time < jnp.expand_dims(count, -1)", "    return time <= jnp.expand_dims(count, -1)", laws("token_nll-NTV-NT-N")),
+    (FRAMES, "sequencewise: what lies behind stays", "            named[array] = inputs.neutralised(x, exists, tuple(range(len(shape) + 1, x.ndim)))", "            named[array] = x", laws("token_nll-NTV-NT-N")),
+    (FRAMES, "a formula of the wrong shape is broadcast", "    demand(chex.assert_shape, value, shape, error=ValueError, message=message)\n    return reduce", "    value = jnp.broadcast_to(value, shape)\n    return reduce", BAD_INPUT),
+    # --- inputs
+    (INPUTS, "one shape is not asked for", "        demand(chex.assert_equal_shape, [reference, x], error=ValueError, message=message)", "        pass", BAD_INPUT),
+    (INPUTS, "integer predictions are let through", "            _assert_dtype(x, jnp.floating, f\"`{name}` must be floating, got {x.dtype}{cure}\")", "            pass", BAD_INPUT),
+    (INPUTS, "float labels are let through", "            _assert_dtype(x, jnp.integer, f\"`{name}` must be integer class indices, got {x.dtype}\")", "            pass", BAD_INPUT),
+    (INPUTS, "vectors are taken as scalars", "        demand(chex.assert_shape, x, (), error=ValueError, message=message)", "        pass", BAD_INPUT),
+    (INPUTS, "an axis may be out of range", "    if any(not -ndim <= a < ndim for a in axes):", "    if False:", BAD_INPUT),
+    (INPUTS, "nothing is put behind the mask", "NEUTRAL = 0.5", "NEUTRAL = float('nan')", laws("huber")),
+    (CORE + "demand.py", "what fails is let through", "        raise error(message) from None", "        return", BAD_INPUT),
+    # --- compiled
+    (COMPILED, "every argument is static", "for name, hint in _hints(function).items() if _domain(hint) is None}", "for name, hint in _hints(function).items() if _domain(hint) is None or name == 'delta'}", OPTIONS),
+    (COMPILED, "unknown words are let through", "        return next((word for word in get_args(part) if type(word) is type(value) and word == value), _NOTHING)", "        return value", OPTIONS),
+    (COMPILED, "options keep their spelling", "            return operator.index(value)", "            return value if operator.index(value) else value", OPTIONS),
+    (COMPILED, "a checked trace is hidden by jit's cache", "        if observer is None:\n            if inner", "        if True:\n            if inner", "tests/test_checks.py"),
+    # --- sharding
+    (SHARDING, "hidden rows are not refused", "    if axis_name is None and manual:", "    if False:", "tests/test_sharding.py -k refuse"),
+    (SHARDING, "local rows take the first device's keys", "return local + count * lax.axis_index(axis_name) if axis_name else local", "return local", "tests/test_sharding.py -k 'shard_map and info_nce-ND-ND or refuse'"),
+    (SHARDING, "a sharded class axis is gathered", "    if is_sharded(scores, axis):", "    if False:", "tests/test_sharding.py -k class_axis"),
+    # --- numerics
+    (NUMERICS, "a slope multiplies tangents that are zero", "if slope is not None and not isinstance(tangent, SymbolicZero)", "if slope is not None", PIECES),
+    (NUMERICS, "log1p by XLA", "    if x.dtype == jnp.float64:\n        return jnp.log1p(x)", "    if True:\n        return jnp.log1p(x)", PIECES + " -k log1p"),
+    (NUMERICS, "expm1 by XLA", "    if x.dtype == jnp.float64:\n        return jnp.expm1(x)", "    if True:\n        return jnp.expm1(x)", PIECES + " -k expm1"),
+    (NUMERICS, "log cosh by its definition", "    return jnp.where(size <= 1, inner, outer)\n\n\nlog_cosh", "    return jnp.log(jnp.cosh(x))\n\n\nlog_cosh", PIECES + " -k log_cosh"),
+    (NUMERICS, "a coefficient is off in the seventh digit", "0.3333333366026371", "0.3333334366026371", PIECES),
+    (NUMERICS, "|x| has slope 1 at 0", "lambda x: jnp.sign(lax.stop_gradient(x))", "lambda x: jnp.where(x < 0, -1.0, 1.0)", laws("absolute_error")),
+    (NUMERICS, "vectors are not scaled before squaring", "    scaled = x / scale_exponent(x, axis)", "    scaled = x", PIECES),
+    (NUMERICS, "the zero vector's direction is nan", "    return jnp.where(alive, scaled / jnp.sqrt(jnp.where(alive, square, 1)), 0)", "    return scaled / jnp.sqrt(square)", PIECES),
+    (NUMERICS, "what rounding left is dropped", "    return difference, (x - (difference - back)) - (y + back)", "    return difference, 0 * back", EXACT + " -k 'softmax_cross_entropy_rows'"),
+    # --- formulas
+    (FORMULAS, "others as a difference: confident rows are 0", "jnp.where(gap == 0, log1p(others), gap + jnp.log(others + at_label))", "gap + jnp.log(others + at_label)", EXACT + " -k 'softmax_cross_entropy_rows'"),
+    (FORMULAS, "p - 1 at the label", "    gradient = jnp.where(is_label(z, labels, axis), -others, e) / (others + at_label)", "    gradient = e / (others + at_label) - is_label(z, labels, axis)", EXACT + " -k 'softmax_cross_entropy_rows'"),
+    (FORMULAS, "the grouped sum forgets the label's group", "    return rest + jnp.sum(jnp.where", "    return 0 * rest + jnp.sum(jnp.where", PIECES),
+    (FORMULAS, "a target of 0 meets an infinite logit", "jnp.sum(jnp.where(t == 0, 0, t * each), axis=axis)", "jnp.sum(t * each, axis=axis)", laws("softmax_cross_entropy_with_soft_labels")),
+    (FORMULAS, "the one maximum by a difference", "    return jnp.where(alone, held - mass * (below / (below + tops)), mass * (e / (below + tops)) - t)", "    return mass * (e / (below + tops)) - t", EXACT + " -k soft_label"),
+    (FORMULAS, "softplus's slope by exp(-|x|): its Hessian at 0 is wrong", "log1p(_decay(x)), sigmoid)", "log1p(_decay(x)), lambda x: jnp.where(x > 0, 1, _decay(x)) / (1 + _decay(x)))", PIECES + " -k softplus"),
+    (FORMULAS, "log1p(exp(-|x|)) by the plain logarithm", "jnp.abs(x) * against) + (a + b) * log1p(_decay(x))", "jnp.abs(x) * against) + (a + b) * jnp.log(1 + _decay(x))", EXACT + " -k 'scalar and sigmoid'"),
+    (FORMULAS, "the focal factor by 1 - exp", "    return -expm1(-nll)", "    return 1 - jnp.exp(-nll)", EXACT + " -k softmax_focal"),
+    (FORMULAS, "an infinite slope of the focal power", "    gone = (q == 0) & (gamma < 1)", "    gone = q < 0", laws("sigmoid_focal")),
+    (FORMULAS, "the sign of the soft-label slope in its targets", "        each = jnp.expand_dims(log_sum_exp(z, axis), axis) - widen(z)", "        each = widen(z) - jnp.expand_dims(log_sum_exp(z, axis), axis)", laws("softmax_cross_entropy_with_soft_labels")),
+    # --- algorithms
+    (ENTMAX, "Newton stops after one step", "return jnp.any(moved) & (count < _STEPS)", "return jnp.any(moved) & (count < 1)", laws("entmax")),
+    (ENTMAX, "p_label - 1 by a difference of p", "jnp.sum(jnp.where(here, -o, p) * dz, axis=axis)", "jnp.sum(jnp.where(here, o, p) * dz, axis=axis)", laws("sparsemax")),
+    (ENTMAX, "a label below the threshold costs nothing more", "alpha * jnp.maximum(-above, 0)", "0 * above", laws("entmax")),
+    (ENTMAX, "the Jacobian forgets the mean", "    return p, s * (dz - mean)", "    return p, s * dz + 0 * mean", laws("entmax", "float64")),
+    # --- losses
+    (LOSSES + "regression.py", "huber: half is dropped", "return q * (jnp.abs(r) - 0.5 * q)  # both", "return q * (jnp.abs(r) - q)  # both", laws("huber")),
+    (LOSSES + "regression.py", "huber: delta is not differentiated", "    lambda r, delta: jnp.maximum(jnp.abs(r) - delta, 0),\n", "    lambda r, delta: 0 * delta,\n", "tests/test_relations.py"),
+    (LOSSES + "regression.py", "smooth_l1: slope of huber", "    lambda r, beta: jnp.clip(r / beta, -1, 1),", "    lambda r, beta: jnp.clip(r, -beta, beta),", laws("smooth_l1")),
+    (LOSSES + "regression.py", "cosine distance as 1 - <u, v>", "        distance = 0.5 * jnp.sum(jnp.square(u - v), axis=axis)", "        distance = 1 - jnp.sum(u * v, axis=axis)", EXACT + " -k cosine"),
+    (LOSSES + "regression.py", "RMSE: slope at a perfect prediction", "jnp.where(alive, jnp.sqrt(jnp.where(alive, mean, 1)), 0)", "jnp.sqrt(mean)", laws("root_mean")),
+    (LOSSES + "binary.py", "positive_weight on the no side", "weighted_binary_nll(x, positive_weight * t, 1 - t)", "weighted_binary_nll(x, t, positive_weight * (1 - t))", laws("sigmoid_cross_entropy")),
+    (LOSSES + "binary.py", "hinge pulls at the margin", "jnp.where(margin < 1, 1 - margin, 0)", "jnp.where(margin < 2, 1 - margin, 0)", laws("hinge")),
+    (LOSSES + "multiclass.py", "smoothing over one class less", "            even = exists / jnp.sum(exists, axis=axis, keepdims=True)", "            even = exists / (jnp.sum(exists, axis=axis, keepdims=True) - 1)", laws("softmax_cross_entropy-NC-N")),
+    (LOSSES + "multiclass.py", "class weights do not divide the mean", "        return loss if share is None else (loss, share)", "        return loss", laws("softmax_cross_entropy-NC-N")),
+    (LOSSES + "divergence.py", "Jensen-Shannon: the other share", "gap = beta * xlogx_gap((1 - beta) * ratio)", "gap = (1 - beta) * xlogx_gap((1 - beta) * ratio)", laws("jensen")),
+    (LOSSES + "divergence.py", "Gaussian KL by its definition", "square + expm1_minus(growth)", "square + jnp.exp(growth) - 1 - growth", EXACT + " -k gaussian"),
+    (LOSSES + "embedding.py", "info_nce: temperature squared", "mine, scores / temperature, -jnp.inf)", "mine, scores / temperature**2, -jnp.inf)", laws("info_nce-ND-ND")),
+    (LOSSES + "embedding.py", "triplets: swap does nothing", "            far = jnp.minimum(far, ", "            far = jnp.maximum(far, ", laws("triplet")),
+    (LOSSES + "ranking.py", "pairs are turned round", "        return softplus(-difference)", "        return softplus(difference)", laws("pairwise")),
+    (LOSSES + "sequence.py", "the mean is per sequence", "        return jnp.sum(each, axis=-1), jnp.sum(exists, axis=-1, dtype=each.dtype)", "        return jnp.sum(each, axis=-1)", laws("token_nll-NTV-NT-N")),
+    # --- the house
+    (LOSSES + "ranking.py", "an option that is positional", "    relevance: NonNegative,\n    *,\n    axis: int = -1,\n    valid: ValidMask = None,\n    where", "    relevance: NonNegative,\n    axis: int = -1,\n    *,\n    valid: ValidMask = None,\n    where", HOUSE),
+    (LOSSES + "ranking.py", "a card without its gradient", "    Gradient: sum(relevance) softmax(scores) - relevance.\n", "", "tests/test_contract.py -k every_public_loss"),
+    (LOSSES + "ranking.py", "a family imports a family", "from jaxloss.core.frames import listwise, pairwise", "from jaxloss.core.frames import listwise, pairwise\nfrom jaxloss.losses.regression import huber", HOUSE),
+]  # fmt: skip

@@ -1,0 +1,111 @@
+"""Plant one defect at a time in a copy of the package: does the suite notice?
+
+    python tests/mutation.py                every defect of every list below
+    python tests/mutation.py frames huber   those whose file or description holds one of the words
+
+A suite that nothing can turn red protects nothing. Each defect is one edit, listed beside the tests that must catch it
+(the whole suite would catch no less, and take hours). First those tests run on the untouched copy and must pass; then
+each defect must fail them. Exits 1 if a defect survives.
+"""
+
+import concurrent.futures
+import dataclasses
+import importlib.util
+import os
+import pathlib
+import shlex
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+LISTS = ("tests/mutants_core.py", "tests/mutants_checks.py", "tests/train/mutants.py", "tests/lab/mutants.py")
+
+
+@dataclasses.dataclass(frozen=True)
+class Mutant:
+    file: str
+    what: str
+    old: str
+    new: str
+    tests: str
+
+
+def read(path: str) -> list[Mutant]:
+    spec = importlib.util.spec_from_file_location(path.replace("/", "_").removesuffix(".py"), ROOT / path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return [Mutant(*entry) for entry in module.MUTANTS]
+
+
+def fresh_copy(into: pathlib.Path) -> pathlib.Path:
+    for name in ("jaxloss", "tests"):
+        shutil.copytree(ROOT / name, into / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "README.md"):
+        shutil.copy(ROOT / name, into / name)
+    return into
+
+
+def run(where: pathlib.Path, tests: str) -> tuple[int, str]:
+    """pytest in the copy: 0 passed, 1 failed, anything else could not run."""
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "--no-header", "-p", "no:cacheprovider", "-p", "no:xdist"]
+    done = subprocess.run(
+        [*command, *shlex.split(tests)],
+        cwd=where,
+        # The copy stands first, so that it is imported and not an installed jaxloss; one thread, two run at once.
+        env={**os.environ, "PYTHONPATH": str(where), "PYTHONDONTWRITEBYTECODE": "1"},
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    return done.returncode, done.stdout[-2000:]
+
+
+def verdict(mutant: Mutant) -> tuple[str, float]:
+    start = time.perf_counter()
+    with tempfile.TemporaryDirectory() as folder:
+        where = fresh_copy(pathlib.Path(folder))
+        path = where / mutant.file
+        text = path.read_text()
+        if text.count(mutant.old) != 1:
+            return f"ERROR the text stands {text.count(mutant.old)} times in {mutant.file}", 0.0
+        path.write_text(text.replace(mutant.old, mutant.new))
+        try:
+            code, output = run(where, mutant.tests)
+        except subprocess.TimeoutExpired:
+            return "caught", time.perf_counter() - start  # a loop that does not end is noticed
+    seconds = time.perf_counter() - start
+    if code == 1:
+        return "caught", seconds
+    return ("SURVIVED" if code == 0 else f"ERROR pytest ended with {code}: {output[-300:]}"), seconds
+
+
+def baseline(tests: str) -> str | None:
+    with tempfile.TemporaryDirectory() as folder:
+        code, output = run(fresh_copy(pathlib.Path(folder)), tests)
+    return None if code == 0 else f"{tests} does not pass without a defect:\n{output}"
+
+
+def main(words: list[str]) -> int:
+    start = time.perf_counter()
+    mutants = [m for path in LISTS for m in read(path)]
+    if words:
+        mutants = [m for m in mutants if any(word in m.file or word in m.what for word in words)]
+    with concurrent.futures.ThreadPoolExecutor(max_workers=os.cpu_count() or 1) as pool:
+        wrong = [problem for problem in pool.map(baseline, sorted({m.tests for m in mutants})) if problem]
+        if wrong:
+            print("\n".join(wrong))
+            return 1
+        print(f"the tests pass without a defect ({time.perf_counter() - start:.0f} s)", flush=True)
+        caught = 0
+        for mutant, (found, seconds) in zip(mutants, pool.map(verdict, mutants), strict=True):
+            caught += found == "caught"
+            print(f"{found:8} {seconds:5.1f} s  {mutant.file}: {mutant.what}", flush=True)
+    print(f"{len(mutants)} planted, {caught} caught, in {time.perf_counter() - start:.0f} s")
+    return 0 if caught == len(mutants) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
