@@ -2,6 +2,8 @@
 
 from jaxloss.train.extras import UpdateContext as UpdateContext
 from jaxloss.train.objective import Aux as Aux
+from jaxloss.train.precision import DynamicLossScale as DynamicLossScale
+from jaxloss.train.recompiles import RecompilationWarning as RecompilationWarning
 from jaxloss.train.state import Metrics as Metrics
 from jaxloss.train.state import State as State
 from jaxloss.train.step import TrainStep as TrainStep

@@ -17,11 +17,21 @@ import jax
 import jax.numpy as jnp
 from jax.interpreters import partial_eval
 
+from jaxloss.core.numerics import widen
 from jaxloss.core.reduction import Mean
 from jaxloss.core.types import Array
 from jaxloss.train.objective import Objective, Outcome
 
-__all__ = ["Evaluated", "Window", "split"]
+__all__ = [
+    "Evaluated",
+    "Window",
+    "merge_stacked",
+    "separate",
+    "split",
+    "strided",
+    "unscaled",
+    "warn_of_a_second_forward",
+]
 
 
 class Evaluated(NamedTuple):
@@ -51,6 +61,8 @@ class Window:
     key: Array | None
     model_state: Any
     weights: dict[str, Array] | None = None
+    # What the loss is multiplied by before it is differentiated, and the gradient divided by again.
+    scale: Array | float | None = None
 
     def denominators(self, params: Any) -> tuple[dict[str, Array], bool]:
         """The weight of every term in the whole batch, and whether params had to be looked at for it."""
@@ -71,23 +83,23 @@ class Window:
 
     def evaluate(self, params: Any) -> Evaluated:
         """Value and gradient of the whole batch at `params`."""
-        differentiate = jax.value_and_grad(self._part, has_aux=True)
+        differentiate = jax.grad(self._scaled_part, has_aux=True)
         if self.parts == 1:
-            (loss, out), gradient = differentiate(params, self.model_state, self.rows, 0)
-            return Evaluated(loss, gradient, *out)
+            gradient, (loss, out) = differentiate(params, self.model_state, self.rows, 0)
+            return Evaluated(loss, unscaled(gradient, self.scale), *out)
 
         def body(carry: tuple[Any, Any], part: tuple[list[Any], Array]) -> tuple[tuple[Any, Any], Any]:
             model_state, gradient = carry
-            (_, out), more = differentiate(params, model_state, *part)
+            more, (_, out) = differentiate(params, model_state, *part)
             gradient = jax.tree.map(lambda a, b: a + b.astype(a.dtype), gradient, more)
             return (out.model_state, gradient), (out.terms, out.metrics)
 
         start = (self.model_state, jax.tree.map(_accumulator, params))
         (model_state, gradient), (terms, metrics) = jax.lax.scan(body, start, (self.rows, jnp.arange(self.parts)))
-        gradient = jax.tree.map(lambda g, p: g.astype(p.dtype), gradient, params)
-        merged: dict[str, Mean] = _merged(terms)
+        gradient = jax.tree.map(lambda g, p: g.astype(p.dtype), unscaled(gradient, self.scale), params)
+        merged: dict[str, Mean] = merge_stacked(terms)
         loss = self.objective.combine(merged, self._weights(merged), self.step)
-        return Evaluated(loss, gradient, merged, model_state, _merged(metrics))
+        return Evaluated(loss, gradient, merged, model_state, merge_stacked(metrics))
 
     def value(self, params: Any) -> Array:
         """The loss of the whole batch at any `params`, for optimizers that try several; differentiable."""
@@ -102,6 +114,12 @@ class Window:
             return out.model_state, loss
 
         return jax.lax.scan(body, self.model_state, (self.rows, jnp.arange(self.parts)))[1].sum()
+
+    def _scaled_part(
+        self, params: Any, model_state: Any, rows: list[Any], index: Any
+    ) -> tuple[Array, tuple[Array, Outcome]]:
+        loss, out = self._part(params, model_state, rows, index)
+        return (loss if self.scale is None else loss * self.scale), (loss, out)
 
     def _part(self, params: Any, model_state: Any, rows: list[Any], index: Any) -> tuple[Array, Outcome]:
         out = self._outcome(params, model_state, rows, index)
@@ -127,33 +145,53 @@ def split(batch: Any, parts: int) -> tuple[list[Any], list[Any], Callable[[list[
     """The batch's arrays cut into `parts` along a new first axis, its scalars, and what joins both again.
 
     Microbatch i holds the rows i, i + parts, i + 2 parts, ...: of a batch axis that is sharded in blocks, each device
-    then keeps its share of every microbatch, and nothing moves.
+    then keeps its share of every microbatch, and nothing moves. One part is the batch itself, uncut.
 
     Raises: ValueError where arrays have different numbers of rows, or rows that `parts` does not divide.
     """
+    if parts == 1:
+        return [], [batch], lambda rows, shared: shared[0]
+    rows, shared, join = separate(batch, parts)
+    return [strided(leaf, parts) for leaf in rows], shared, join
+
+
+def separate(batch: Any, parts: int) -> tuple[list[Any], list[Any], Callable[[list[Any], list[Any]], Any]]:
+    """The batch's arrays, all of one number of rows that `parts` divides; its scalars; and what joins both again."""
     paths, treedef = jax.tree_util.tree_flatten_with_path(batch)
-    has_rows = [parts > 1 and jnp.ndim(leaf) > 0 for _, leaf in paths]
+    has_rows = [jnp.ndim(leaf) > 0 for _, leaf in paths]
     with_rows = [(path, jnp.asarray(leaf)) for (path, leaf), rows in zip(paths, has_rows, strict=True) if rows]
     for path, leaf in with_rows:
         count, (first, other) = leaf.shape[0], with_rows[0]
         if count != other.shape[0]:
             raise ValueError(
-                f"accumulate={parts} cuts the batch into rows, but `batch{jax.tree_util.keystr(first)}` has "
-                f"{other.shape[0]} of them and `batch{jax.tree_util.keystr(path)}` has {count}"
+                f"the batch is cut into rows, but `batch{jax.tree_util.keystr(first)}` has {other.shape[0]} of them "
+                f"and `batch{jax.tree_util.keystr(path)}` has {count}"
             )
         if count % parts:
             raise ValueError(
                 f"accumulate={parts} does not divide the {count} rows of the batch; pad it to "
-                f"{-(-count // parts) * parts} rows that `where` masks, or choose another `accumulate`"
+                f"{-(-count // parts) * parts} rows that `where` masks (jaxloss.train.pad_batch), or choose another "
+                "`accumulate`"
             )
 
     def join(rows: list[Any], shared: list[Any]) -> Any:
         cut, whole = iter(rows), iter(shared)
         return jax.tree.unflatten(treedef, [next(cut) if rowed else next(whole) for rowed in has_rows])
 
-    rows = [leaf.reshape(leaf.shape[0] // parts, parts, *leaf.shape[1:]).swapaxes(0, 1) for _, leaf in with_rows]
     shared = [leaf for (_, leaf), rowed in zip(paths, has_rows, strict=True) if not rowed]
-    return rows, shared, join
+    return [leaf for _, leaf in with_rows], shared, join
+
+
+def strided(leaf: Array, parts: int) -> Array:
+    """Rows [n, ...] as parts [parts, n / parts, ...], the rows i, i + parts, ... in part i."""
+    return leaf.reshape(leaf.shape[0] // parts, parts, *leaf.shape[1:]).swapaxes(0, 1)
+
+
+def unscaled(gradient: Any, scale: Array | float | None) -> Any:
+    """The gradient of the loss from that of `scale` times the loss; divided in float32, where nothing underflows."""
+    if scale is None:
+        return gradient
+    return jax.tree.map(lambda leaf: (widen(leaf) / scale).astype(leaf.dtype), gradient)
 
 
 def warn_of_a_second_forward() -> None:
@@ -171,7 +209,7 @@ def _accumulator(leaf: Array) -> Array:
     return jnp.zeros_like(leaf, dtype=jnp.promote_types(leaf.dtype, jnp.float32))
 
 
-def _merged(stacked: dict[str, Any]) -> Any:
+def merge_stacked(stacked: dict[str, Any]) -> Any:
     """Merge along the first axis, in order, whatever merging means for each."""
 
     def merge(one: Any) -> Any:

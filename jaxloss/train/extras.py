@@ -60,11 +60,8 @@ _LADDER = (
 _REASONS = (
     (
         "no attribute 'fast'",
-        "optax.lookahead trains a pair of parameter sets: wrap the params in optax.LookaheadParams and evaluate the "
-        "fast ones in `loss_fn`",
+        "optax.lookahead trains a pair of parameter sets: train_step.init(optax.LookaheadParams.init_synced(params))",
     ),
-    ("per-example", "it needs the gradient of every example, and a step computes their sum"),
-    ("batch dimension", "it needs the gradient of every example, and a step computes their sum"),
     (
         "MaskedNode",
         "optax.masked and optax.partition hand the inner optimizer a pruned tree, for which no loss can be evaluated: "

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jaxloss.core.reduction import Mean
 from jaxloss.core.types import Array
 
-__all__ = ["Report", "all_finite", "count_infinite", "report", "update_if"]
+__all__ = ["Report", "all_defined", "all_finite", "count_infinite", "report", "update_if"]
 
 
 @jax.tree_util.register_dataclass
@@ -43,15 +43,17 @@ class Report:
         )
 
 
-def all_finite(gradient: Any, terms: Mapping[str, Mean]) -> Array:
-    """Whether every entry of the gradient is finite, and no term is nan.
+def all_finite(gradient: Any) -> Array:
+    """Whether every entry of the gradient is finite.
 
-    Leaf by leaf: the norm of a gradient of two entries 1e30 overflows, and there is nothing wrong with it. A term of
-    +inf with a finite gradient (a row that no model can explain) is no fault of the step either.
+    Leaf by leaf: the norm of a gradient of two entries 1e30 overflows, and there is nothing wrong with it.
     """
-    flags = [jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(gradient)]
-    flags += [~_is_nan(term) for term in terms.values()]
-    return functools.reduce(operator.and_, flags)
+    return functools.reduce(operator.and_, [jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(gradient)])
+
+
+def all_defined(terms: Mapping[str, Mean]) -> Array:
+    """Whether no term is nan. One of +inf with a finite gradient (a row that no model explains) is no fault."""
+    return functools.reduce(operator.and_, [~_is_nan(term) for term in terms.values()])
 
 
 def count_infinite(terms: Mapping[str, Mean]) -> Array:

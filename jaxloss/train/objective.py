@@ -13,8 +13,10 @@ import jax
 import jax.numpy as jnp
 
 from jaxloss.core.demand import demand
+from jaxloss.core.numerics import widen
 from jaxloss.core.reduction import Mean
 from jaxloss.core.types import Array, ArrayLike
+from jaxloss.train.precision import ComputeDtype, caster
 
 __all__ = ["Aux", "Coefficient", "Objective", "Outcome"]
 
@@ -57,10 +59,12 @@ class Objective:
         *,
         coefficients: Mapping[str, Coefficient] | None,
         allow_coupled: bool,
+        compute_dtype: ComputeDtype | None = None,
     ) -> None:
         self._loss_fn = loss_fn
         self._coefficients = dict(coefficients or {})
         self._allow_coupled = allow_coupled
+        self._cast = caster(compute_dtype)
         self.asks = _asks(loss_fn)
 
     def __call__(
@@ -74,8 +78,9 @@ class Objective:
         training: bool,
         parts: int = 1,
     ) -> Outcome:
-        """Evaluate on one of `parts` microbatches. With several, what cannot be added up exactly is refused."""
+        """Evaluate on one of `parts` of a batch. With several, what cannot be added up exactly is refused."""
         offered = {"key": key, "model_state": model_state, "step": step, "training": training}
+        params, batch = self._cast("params", params), self._cast("batch", batch)
         out = self._loss_fn(params, batch, **{name: offered[name] for name in _OFFERED if name in self.asks})
         aux = Aux()
         if isinstance(out, tuple):
@@ -134,7 +139,8 @@ class Objective:
                 f"term {name!r} is batch-coupled: its rows see each other, so {parts} microbatches do not add up to "
                 "the batch; use accumulate=1, or allow_coupled=True if a loss within microbatches is what you want"
             )
-        return Mean(total, weight, term.coupled)
+        # A sum over microbatches in bfloat16 stops growing at 256.
+        return Mean(widen(total), weight, term.coupled)
 
 
 def _asks(loss_fn: Callable[..., Any]) -> frozenset[str]:
@@ -179,7 +185,7 @@ def _scalar(what: str, value: Any, parts: int) -> Mean:
     if parts > 1:
         raise TypeError(
             f"`loss_fn` must return {_SHAPES}; {what} is a bare scalar, which does not say how many entries it is a "
-            f"mean over, so the {parts} microbatches of accumulate={parts} cannot be weighed; "
+            f"mean over, so the {parts} parts of the batch (accumulate={parts}) cannot be weighed; "
             'use reduction="partial", or jaxloss.Mean(total, weight)'
         )
     return Mean(number, jnp.ones((), jnp.float32))
@@ -205,10 +211,11 @@ def _next_model_state(new: Any, old: Any) -> Any:
     return keep_types("`loss_fn` returned an `Aux.model_state`", "the state's", new, old)
 
 
-def keep_types(what: str, whose: str, new: Any, old: Any) -> Any:
+def keep_types(what: str, whose: str, new: Any, old: Any, *, dtypes: bool = True) -> Any:
     """`new` with exactly the types of `old`, so that a step compiles once and can be scanned over.
 
     Only the dtype may differ, and is brought back: some optimizers widen a half-precision state in their first update.
+    With dtypes=False it stays (an update is added to its param before it is rounded).
     """
     message = f"{what} of another structure than {whose}: {jax.tree.structure(new)} and {jax.tree.structure(old)}"
     demand(chex.assert_trees_all_equal_structs, new, old, error=ValueError, message=message)
@@ -217,7 +224,7 @@ def keep_types(what: str, whose: str, new: Any, old: Any) -> Any:
         a = jnp.asarray(a)
         message = f"{what} of another shape than {whose} at {jax.tree_util.keystr(path) or 'its root'}"
         demand(chex.assert_shape, a, b.shape, error=ValueError, message=message)
-        if a.dtype == b.dtype and a.weak_type == b.weak_type:
+        if not dtypes or (a.dtype == b.dtype and a.weak_type == b.weak_type):
             return a
         return jax.lax.convert_element_type(a, b.dtype)
 

@@ -14,6 +14,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxloss.core.reduction import Mean
 from jaxloss.core.types import Array
+from jaxloss.train.precision import LossScale
 
 __all__ = ["Metrics", "State", "first_state"]
 
@@ -25,7 +26,7 @@ class State:
 
     `step` counts the calls, skipped ones included. `key` never changes: the keys of a step are folded from it, so a
     resumed run draws what the unbroken run would have drawn. `skipped` counts the updates that were not made because
-    something was not finite.
+    something was not finite. `loss_scale` is None unless it is dynamic.
     """
 
     params: Any
@@ -34,6 +35,7 @@ class State:
     step: Array
     key: Array | None
     skipped: Array
+    loss_scale: LossScale | None = None
 
 
 @jax.tree_util.register_dataclass
@@ -57,12 +59,19 @@ class Metrics:
 
 
 def first_state(
-    params: Any, *, opt_init: Callable[[Any], Any], model_state: Any, key: Array | None, copy: bool
+    params: Any,
+    *,
+    opt_init: Callable[[Any], Any],
+    model_state: Any,
+    key: Array | None,
+    loss_scale: LossScale | None,
+    copy: bool,
 ) -> State:
     """The state before the first step, made of buffers that nobody else holds and of types that a step keeps.
 
     Args:
       params, model_state, key: the caller's arrays.
+      loss_scale: a new one, or None.
       opt_init: gives the optimizer's state for params.
       copy: False hands the caller's own buffers over.
     Returns: a `State`; on one device every leaf is committed to it, on a mesh every leaf lies on that mesh.
@@ -80,6 +89,7 @@ def first_state(
         step=_place(jnp.zeros((), jnp.int32), mesh),
         key=_own("key", key, mesh, copy, seen),
         skipped=_place(jnp.zeros((), jnp.int32), mesh),
+        loss_scale=jax.tree.map(lambda leaf: _place(leaf, mesh), loss_scale),
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import weakref
 from collections.abc import Callable, Mapping
-from typing import Any, Literal, get_args
+from typing import Any, Literal, cast, get_args
 
 import chex
 import jax
@@ -17,9 +17,13 @@ from jaxloss.core.numerics import widen
 from jaxloss.core.reduction import Mean
 from jaxloss.core.types import Array
 from jaxloss.train import nonfinite as finiteness
-from jaxloss.train.accumulate import Window, split, warn_of_a_second_forward
+from jaxloss.train import views
+from jaxloss.train.accumulate import Evaluated, Window, split, warn_of_a_second_forward
+from jaxloss.train.examples import evaluate_examples, mean_of_examples
 from jaxloss.train.extras import Optimizer, UpdateArgs, UpdateContext, extra_arguments
 from jaxloss.train.objective import Coefficient, Objective, keep_types
+from jaxloss.train.precision import ComputeDtype, DynamicLossScale, ScaleOption, masters, scale_option
+from jaxloss.train.recompiles import watched
 from jaxloss.train.state import Metrics, State, first_state, is_traced
 
 __all__ = ["TrainStep", "make_train_step"]
@@ -34,6 +38,9 @@ def make_train_step(
     accumulate: int = 1,
     coefficients: Mapping[str, Coefficient] | None = None,
     nonfinite: Nonfinite = "skip",
+    compute_dtype: ComputeDtype | None = None,
+    loss_scale: float | Literal["dynamic"] | DynamicLossScale | None = None,
+    per_example_gradients: bool = False,
     update_args: UpdateArgs | Literal["auto"] = "auto",
     allow_coupled: bool = False,
     donate: bool = True,
@@ -55,6 +62,14 @@ def make_train_step(
       nonfinite: what happens where the gradient is not finite or a term is nan. "skip": params, optimizer state and
         model state stay as they were, and the step is counted in `state.skipped`. "raise": the same, and the next
         call, `evaluate` included, raises and names the cause; the state at hand is still good. "propagate": nothing.
+      compute_dtype: what the model computes in, such as jnp.bfloat16: params and the batch's floating arrays are cast
+        to it for `loss_fn`, while the state's params stay (or become) float32 and gradients come back in it. Or a
+        function of path and array, `lambda path, leaf: None if "norm" in path else jnp.bfloat16`, with paths such as
+        "params/dense/kernel" and "batch/x"; None leaves an array as it is.
+      loss_scale: the loss is multiplied by it before it is differentiated, and the gradient divided by it, so that
+        small float16 gradients are not rounded to 0. A number, "dynamic", or a `DynamicLossScale`; bfloat16 needs none.
+      per_example_gradients: give the optimizer the gradient of every row along a new first axis, as optax's
+        differentially private ones want it: that of the row's own sum_k c_k total_k. `loss_fn` sees one row at a time.
       update_args: "auto" gives the optimizer what it takes of value, grad, value_fn, obj_fn, grad_fn. A function of
         the `UpdateContext` returns the keyword arguments itself.
       allow_coupled: accept a batch-coupled loss (contrastive, ...) with accumulate > 1, though its rows then see
@@ -64,11 +79,20 @@ def make_train_step(
     Raises: TypeError and ValueError for what cannot be meant, at once or when the step is first traced.
     """
     _check_options(optimizer, accumulate, coefficients, nonfinite, update_args)
+    scale = scale_option(loss_scale)
+    if isinstance(scale, DynamicLossScale) and nonfinite != "skip":
+        raise ValueError(
+            f"a dynamic loss scale looks for the largest one by overflowing now and then, and needs nonfinite='skip'; "
+            f"got {nonfinite!r}"
+        )
     return TrainStep(
-        Objective(loss_fn, coefficients=coefficients, allow_coupled=allow_coupled),
+        Objective(loss_fn, coefficients=coefficients, allow_coupled=allow_coupled, compute_dtype=compute_dtype),
         optimizer,
         accumulate=accumulate,
         nonfinite=nonfinite,
+        keep_masters=compute_dtype is not None,
+        loss_scale=scale,
+        per_example_gradients=per_example_gradients,
         update_args=update_args,
         donate=donate,
     )
@@ -90,6 +114,9 @@ class TrainStep:
         *,
         accumulate: int,
         nonfinite: Nonfinite,
+        keep_masters: bool,
+        loss_scale: ScaleOption,
+        per_example_gradients: bool,
         update_args: UpdateArgs | Literal["auto"],
         donate: bool,
     ) -> None:
@@ -97,6 +124,9 @@ class TrainStep:
         self._optimizer = optimizer
         self._accumulate = accumulate
         self._nonfinite: Nonfinite = nonfinite
+        self._keep_masters = keep_masters
+        self._loss_scale: ScaleOption = loss_scale
+        self._per_example = per_example_gradients
         self._update_args: UpdateArgs | Literal["auto"] = update_args
         self._donate = donate
         # One compiled step for each layout of the state, because the output is pinned to it.
@@ -112,7 +142,8 @@ class TrainStep:
         """The state before the first step.
 
         Args:
-          params: a pytree of arrays. On a mesh, everything else is put onto that mesh, replicated.
+          params: a pytree of arrays. On a mesh, everything else is put onto that mesh, replicated. For optax.lookahead,
+            optax.LookaheadParams.init_synced(params); `loss_fn` still gets one set.
           model_state: what `loss_fn` carries from step to step without gradients, such as running means.
           key: a random key, jax.random.key(0) or the older jax.random.PRNGKey(0); needed if `loss_fn` names `key`.
           copy: copy every array, so that yours outlive the first step. False hands them over and saves the memory.
@@ -124,7 +155,14 @@ class TrainStep:
                 raise ValueError("`loss_fn` asks for `key`; give init(params, key=jax.random.key(0))")
         else:
             _check_key(key)
-        return first_state(params, opt_init=self._optimizer.init, model_state=model_state, key=key, copy=copy)
+        return first_state(
+            masters(params) if self._keep_masters else params,
+            opt_init=self._optimizer.init,
+            model_state=model_state,
+            key=key,
+            loss_scale=self._loss_scale.first() if isinstance(self._loss_scale, DynamicLossScale) else None,
+            copy=copy,
+        )
 
     def __call__(self, state: State, batch: Any) -> tuple[State, Metrics]:
         """One step: the next state, and what was seen on the way. The given state is donated, unless donate=False."""
@@ -141,11 +179,20 @@ class TrainStep:
     def evaluate(self, state: State, batch: Any) -> dict[str, Mean]:
         """The terms, and the metrics of `Aux`, of a whole batch, with training=False and without coefficients.
 
-        Merge those of several batches name by name: `total = total.merge(more)`, then `total.value`.
+        Merge those of several batches name by name: `total = total.merge(more)`, then `total.value`. Evaluated are the
+        `evaluation_params`.
         """
         self._raise_pending()
-        # Not the whole state: the optimizer's has no part in it.
-        return self._compiled_evaluate(state.params, state.model_state, state.key, state.step, batch)
+        # Not the whole state: the rest of the optimizer's has no part in it.
+        average = views.averaging(state.opt_state)
+        return self._compiled_evaluate(state.params, average, state.model_state, state.key, state.step, batch)
+
+    def evaluation_params(self, state: State) -> Any:
+        """The params to evaluate, save and ship: those of the state, but for optimizers that keep two sets.
+
+        Of a schedule-free optimizer its average x, wherever it stands in a chain; of optax.lookahead the slow params.
+        """
+        return views.evaluated(state.params, views.averaging(state.opt_state))
 
     def pure(self, state: State, batch: Any) -> tuple[State, Metrics]:
         """The step as a plain function of arrays: for jit, scan, vmap and eval_shape of your own.
@@ -163,15 +210,13 @@ class TrainStep:
             step=state.step,
             key=state.key,
             model_state=state.model_state,
+            scale=self._scale(state),
         )
-        if self._accumulate > 1:
-            weights, looked_at_params = window.denominators(state.params)
-            if looked_at_params and not self._warned:
-                self._warned = True
-                warn_of_a_second_forward()
-            window = dataclasses.replace(window, weights=weights)
-        seen = window.evaluate(state.params)
-        ok, grad_norm = finiteness.all_finite(seen.gradient, seen.terms), _norm(seen.gradient)
+        seen = self._seen(window, views.trained(state.params), state.opt_state, batch)
+        whole = mean_of_examples(seen.gradient) if self._per_example else seen.gradient
+        grad_norm = _norm(whole)
+        finite, defined = finiteness.all_finite(seen.gradient), finiteness.all_defined(seen.terms)
+        ok = finite & defined
 
         # The optimizer may try other params: on the same batch, with the same keys, over the same denominators.
         window = dataclasses.replace(window, weights={name: term.weight for name, term in seen.terms.items()})
@@ -179,8 +224,8 @@ class TrainStep:
             params=state.params,
             value=seen.loss,
             grad=seen.gradient,
-            value_fn=window.value,
-            grad_fn=lambda params: window.evaluate(params).gradient,
+            value_fn=lambda params: window.value(views.trained(params)),
+            grad_fn=lambda params: window.evaluate(views.trained(params)).gradient,
             step=state.step,
             batch=batch,
         )
@@ -189,9 +234,8 @@ class TrainStep:
         def update(old: tuple[Any, Any, Any, Array]) -> tuple[Any, Any, Any, Array]:
             updates, opt_state = self._optimizer.update(seen.gradient, old[1], old[0], **extras)
             opt_state = keep_types("the optimizer returned a state", "the one it was given", opt_state, old[1])
-            params = keep_types(
-                "the optimizer returned updates", "params", optax.apply_updates(old[0], updates), old[0]
-            )
+            updates = keep_types("the optimizer returned updates", "params", updates, old[0], dtypes=False)
+            params = keep_types("updates make params", "before", optax.apply_updates(old[0], updates), old[0])
             return params, opt_state, seen.model_state, _norm(updates).astype(grad_norm.dtype)
 
         before = (state.params, state.opt_state, state.model_state, jnp.zeros_like(grad_norm))
@@ -200,7 +244,11 @@ class TrainStep:
         else:
             params, opt_state, model_state, update_norm = finiteness.update_if(ok, update, before)
             skipped = state.skipped + ~ok
-        after = State(params, opt_state, model_state, state.step + 1, state.key, skipped)
+        loss_scale = state.loss_scale
+        if loss_scale is not None and isinstance(self._loss_scale, DynamicLossScale):
+            # A term that is nan by itself is no fault of the scale.
+            loss_scale = self._loss_scale.advance(loss_scale, ~finite & defined)
+        after = State(params, opt_state, model_state, state.step + 1, state.key, skipped, loss_scale)
         metrics = Metrics(
             loss=seen.loss,
             terms=seen.terms,
@@ -215,7 +263,41 @@ class TrainStep:
             report = finiteness.report(ok, state.step, seen.gradient, seen.terms)
         return after, metrics, report
 
-    def _evaluate(self, params: Any, model_state: Any, key: Array | None, step: Array, batch: Any) -> dict[str, Any]:
+    def _scale(self, state: State) -> Array | float | None:
+        dynamic = isinstance(self._loss_scale, DynamicLossScale)
+        if dynamic != (state.loss_scale is not None):
+            has, needs = ("no", "a") if dynamic else ("a", "no")
+            raise ValueError(f"this state has {has} dynamic loss scale and this step needs {needs}: use its own `init`")
+        return state.loss_scale.value if state.loss_scale is not None else cast("float | None", self._loss_scale)
+
+    def _seen(self, window: Window, params: Any, opt_state: Any, batch: Any) -> Evaluated:
+        if self._per_example:
+            return evaluate_examples(
+                self._objective,
+                params,
+                batch,
+                parts=self._accumulate,
+                step=window.step,
+                key=window.key,
+                model_state=window.model_state,
+                scale=window.scale,
+            )
+        if views.wants_examples(opt_state):
+            raise TypeError(
+                "this optimizer needs the gradient of every example: make_train_step(..., per_example_gradients=True)"
+            )
+        if self._accumulate > 1:
+            weights, looked_at_params = window.denominators(params)
+            if looked_at_params and not self._warned:
+                self._warned = True
+                warn_of_a_second_forward()
+            window = dataclasses.replace(window, weights=weights)
+        return window.evaluate(params)
+
+    def _evaluate(
+        self, params: Any, average: Any, model_state: Any, key: Array | None, step: Array, batch: Any
+    ) -> dict[str, Any]:
+        params = views.evaluated(params, average)
         key = None if key is None else jax.random.fold_in(jax.random.fold_in(key, step), 0)
         out = self._objective(params, batch, model_state=model_state, key=key, step=step, training=False)
         return {**out.terms, **out.metrics}
@@ -244,7 +326,7 @@ class TrainStep:
         if layout not in self._compiled:
             pinned = None if layout is None else (jax.tree.unflatten(treedef, shardings), None, None)
             donated = (0,) if self._donate else ()
-            self._compiled[layout] = jax.jit(self._step, donate_argnums=donated, out_shardings=pinned)
+            self._compiled[layout] = jax.jit(watched(self._step), donate_argnums=donated, out_shardings=pinned)
         return self._compiled[layout]
 
     def _raise_pending(self) -> None:
