@@ -43,7 +43,7 @@ class DynamicLossScale:
       minimum, maximum: where it stops.
     """
 
-    initial: float = 2.0**16
+    initial: float = 2.0**15  # the largest power of two that float16 itself can hold
     growth_interval: int = 2000
     factor: float = 2.0
     minimum: float = 1.0
