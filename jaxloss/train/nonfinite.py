@@ -43,12 +43,22 @@ class Report:
         )
 
 
-def all_finite(gradient: Any) -> Array:
-    """Whether every entry of the gradient is finite.
+def all_finite(gradient: Any, norm: Array) -> Array:
+    """Whether every entry of the gradient is finite, whose length is `norm`.
 
-    Leaf by leaf: the norm of a gradient of two entries 1e30 overflows, and there is nothing wrong with it.
+    A finite length says so, and costs no pass of its own. An infinite one need not mean anything: the length of two
+    entries 1e30 overflows, and there is nothing wrong with them. So then every entry is looked at.
     """
-    return functools.reduce(operator.and_, [jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(gradient)])
+
+    def look(norm: Array, gradient: Any) -> Array:
+        flags = [jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(gradient)]
+        return functools.reduce(operator.and_, flags) | jnp.isfinite(norm)
+
+    def branch(norm: Array, gradient: Any) -> Array:
+        return jax.lax.cond(jnp.isfinite(norm), lambda norm, gradient: jnp.isfinite(norm), look, norm, gradient)
+
+    # As in `update_if`: on a GPU a branch waits for the host.
+    return jax.lax.platform_dependent(norm, gradient, cuda=look, rocm=look, default=branch)
 
 
 def all_defined(terms: Mapping[str, Mean]) -> Array:

@@ -139,8 +139,8 @@ class Objective:
                 f"term {name!r} is batch-coupled: its rows see each other, so {parts} microbatches do not add up to "
                 "the batch; use accumulate=1, or allow_coupled=True if a loss within microbatches is what you want"
             )
-        # A sum over microbatches in bfloat16 stops growing at 256.
-        return Mean(widen(total), weight, term.coupled)
+        # A sum over microbatches in bfloat16 stops growing at 256, and one of counts in int8 at 127.
+        return Mean(widen(total), widen(weight), term.coupled)
 
 
 def _asks(loss_fn: Callable[..., Any]) -> frozenset[str]:

@@ -215,7 +215,7 @@ class TrainStep:
         seen = self._seen(window, views.trained(state.params), state.opt_state, batch)
         whole = mean_of_examples(seen.gradient) if self._per_example else seen.gradient
         grad_norm = _norm(whole)
-        finite, defined = finiteness.all_finite(seen.gradient), finiteness.all_defined(seen.terms)
+        finite, defined = finiteness.all_finite(seen.gradient, grad_norm), finiteness.all_defined(seen.terms)
         ok = finite & defined
 
         # The optimizer may try other params: on the same batch, with the same keys, over the same denominators.

@@ -336,6 +336,18 @@ def test_half_precision_params_are_summed_in_float32(parts):
     assert metrics.grad_norm == float(jnp.asarray(259 / 4, jnp.bfloat16))
 
 
+def test_half_precision_terms_are_summed_in_float32():
+    def half(params, batch):
+        return Mean((params * batch).astype(jnp.bfloat16).sum(), batch.astype(jnp.bfloat16).sum())
+
+    step = make_train_step(half, optax.sgd(1.0), accumulate=4)
+    state, metrics = step(step.init(2.0), jnp.array([256.0, 1.0, 1.0, 1.0]))
+    assert metrics.terms["loss"].weight == 259  # 256 + 1 = 256 in bfloat16
+    assert metrics.terms["loss"].total == 518
+    assert metrics.loss == 2
+    np.testing.assert_allclose(state.params, 1, rtol=2**-8)  # the gradient passed through bfloat16
+
+
 def test_one_part_needs_no_loop():
     step = make_train_step(loss_fn, optax.adam(0.1))
     text = jax.jit(step.pure).lower(step.init(PARAMS), data(LENGTHS["uneven"])).as_text()

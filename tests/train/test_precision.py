@@ -73,10 +73,18 @@ def test_a_policy_by_path():
     assert seen["batch"]["['y']"] == np.float32
 
 
-@pytest.mark.parametrize("wrong", [jnp.int32, "int8", "half a float", lambda path, leaf: jnp.int32])
+FLOATING = r"must be a floating dtype such as jnp\.bfloat16"
+
+
+@pytest.mark.parametrize("wrong", [jnp.int32, "int8", "half a float"])
 def test_only_floating_dtypes(wrong):
-    with pytest.raises(TypeError, match="must be a floating dtype such as jnp.bfloat16"):
-        step = make_train_step(loss_fn, optax.sgd(0.1), compute_dtype=wrong)
+    with pytest.raises(TypeError, match=FLOATING):
+        make_train_step(loss_fn, optax.sgd(0.1), compute_dtype=wrong)
+
+
+def test_a_policy_chooses_only_floating_dtypes():
+    step = make_train_step(loss_fn, optax.sgd(0.1), compute_dtype=lambda path, leaf: jnp.int32)
+    with pytest.raises(TypeError, match="`compute_dtype` at params/dense/w " + FLOATING):
         jax.eval_shape(step.pure, step.init(PARAMS), BATCH)
 
 

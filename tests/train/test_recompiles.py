@@ -42,8 +42,9 @@ def test_what_is_new_is_named(batch, words):
 
 def test_every_time_counts_and_old_shapes_are_free():
     step, state = started()
-    for rows, time in ((6, 2), (5, 3)):
-        with pytest.warns(RecompilationWarning, match=rf"\(time {time}\).*now float32\[{rows}, 3\]"):
+    for before, rows, time in ((32, 6, 2), (6, 5, 3)):
+        words = rf"\(time {time}\).*was float32\[{before}, 3\], now float32\[{rows}, 3\]"
+        with pytest.warns(RecompilationWarning, match=words):
             state, _ = step(state, {"x": np.ones((rows, 3), np.float32)})
     for rows in (32, 6, 5, 32):
         state, _ = step(state, {"x": np.ones((rows, 3), np.float32)})
