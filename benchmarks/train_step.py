@@ -12,7 +12,6 @@ finite.
 import argparse
 import datetime
 import itertools
-import platform
 import time
 from collections.abc import Callable
 from typing import Any
@@ -137,8 +136,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=60)
     arguments = parser.parse_args()
     count = sum(leaf.size for leaf in jax.tree.leaves(params()))
-    print(f"adam, {count / 1e6:.2f} M params, {device}, jax {jax.__version__}, optax {optax.__version__},")
-    print(f"{datetime.date.today()}; minimum of {arguments.rounds} interleaved rounds\n")
+    print(f"adam, {count / 1e6:.2f} M params, {jax.devices()[0].device_kind}, jax {jax.__version__},")
+    print(f"optax {optax.__version__}, {datetime.date.today()}; minimum of {arguments.rounds} interleaved rounds\n")
     print("| rows | step | wall, ms | CPU, ms | wall / by hand | CPU / by hand |\n|--:|:--|--:|--:|--:|--:|")
     for rows in arguments.rows:
         batch = data(rows)
