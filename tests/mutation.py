@@ -21,7 +21,13 @@ import tempfile
 import time
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-LISTS = ("tests/mutants_core.py", "tests/mutants_checks.py", "tests/train/mutants.py", "tests/lab/mutants.py")
+LISTS = (
+    "tests/mutants_core.py",
+    "tests/mutants_checks.py",
+    "tests/train/mutants.py",
+    "tests/train/mutants_fit.py",
+    "tests/lab/mutants.py",
+)
 
 
 @dataclasses.dataclass(frozen=True)

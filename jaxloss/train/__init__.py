@@ -1,6 +1,11 @@
-"""One training step for any loss and any optax optimizer."""
+"""One training step for any loss and any optax optimizer, and the loop, checkpoints and looks around it."""
 
+from jaxloss.train.batches import clean as clean
+from jaxloss.train.batches import pad_batch as pad_batch
 from jaxloss.train.extras import UpdateContext as UpdateContext
+from jaxloss.train.fit import Fitted as Fitted
+from jaxloss.train.fit import evaluate as evaluate
+from jaxloss.train.fit import fit as fit
 from jaxloss.train.objective import Aux as Aux
 from jaxloss.train.precision import DynamicLossScale as DynamicLossScale
 from jaxloss.train.recompiles import RecompilationWarning as RecompilationWarning
@@ -8,3 +13,4 @@ from jaxloss.train.state import Metrics as Metrics
 from jaxloss.train.state import State as State
 from jaxloss.train.step import TrainStep as TrainStep
 from jaxloss.train.step import make_train_step as make_train_step
+from jaxloss.train.tally import Log as Log

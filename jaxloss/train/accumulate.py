@@ -9,6 +9,7 @@ alone, with the model cut out of it, and a second one differentiates with W_k co
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import warnings
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -25,6 +26,7 @@ from jaxloss.train.objective import Objective, Outcome
 __all__ = [
     "Evaluated",
     "Window",
+    "load_what_tracing_needs",
     "merge_stacked",
     "separate",
     "split",
@@ -204,6 +206,16 @@ def warn_of_a_second_forward() -> None:
     )
 
 
+def load_what_tracing_needs() -> None:
+    """Import what the first pass rewrites programs with, before anything is traced.
+
+    Not with `import jaxloss`, because it brings Pallas along, which not everybody should wait for. And not while a
+    step is traced: since jax 0.12 that import changes the settings that a trace depends on, so the step would compile
+    twice.
+    """
+    importlib.import_module("jax.extend.core")
+
+
 def _accumulator(leaf: Array) -> Array:
     # Made from the param, so that it is sharded like it. Half precision would stop counting after 256 ones.
     return jnp.zeros_like(leaf, dtype=jnp.promote_types(leaf.dtype, jnp.float32))
@@ -229,7 +241,7 @@ def _without_the_rest(
 
     XLA would drop the unused model by itself, but not its effects: a `jax.debug.print` in it would print twice.
     """
-    from jax.extend import core  # here, because it imports Pallas, which `import jaxloss` should not wait for
+    from jax.extend import core
 
     flat_params, params_tree = jax.tree.flatten(params)
     flat_others, others_tree = jax.tree.flatten(others)

@@ -18,7 +18,13 @@ from jaxloss.core.reduction import Mean
 from jaxloss.core.types import Array
 from jaxloss.train import nonfinite as finiteness
 from jaxloss.train import views
-from jaxloss.train.accumulate import Evaluated, Window, split, warn_of_a_second_forward
+from jaxloss.train.accumulate import (
+    Evaluated,
+    Window,
+    load_what_tracing_needs,
+    split,
+    warn_of_a_second_forward,
+)
 from jaxloss.train.examples import evaluate_examples, mean_of_examples
 from jaxloss.train.extras import Optimizer, UpdateArgs, UpdateContext, extra_arguments
 from jaxloss.train.objective import Coefficient, Objective, keep_types
@@ -123,6 +129,8 @@ class TrainStep:
         self._objective = objective
         self._optimizer = optimizer
         self._accumulate = accumulate
+        if accumulate > 1:
+            load_what_tracing_needs()
         self._nonfinite: Nonfinite = nonfinite
         self._keep_masters = keep_masters
         self._loss_scale: ScaleOption = loss_scale
@@ -166,7 +174,7 @@ class TrainStep:
 
     def __call__(self, state: State, batch: Any) -> tuple[State, Metrics]:
         """One step: the next state, and what was seen on the way. The given state is donated, unless donate=False."""
-        self._raise_pending()
+        self.raise_pending()
         run = self._current
         if run is None or self._last is None or self._last() is not state:
             if any(is_traced(leaf) for leaf in jax.tree.leaves(state)):
@@ -182,7 +190,7 @@ class TrainStep:
         Merge those of several batches name by name: `total = total.merge(more)`, then `total.value`. Evaluated are the
         `evaluation_params`.
         """
-        self._raise_pending()
+        self.raise_pending()
         # Not the whole state: the rest of the optimizer's has no part in it.
         average = views.averaging(state.opt_state)
         return self._compiled_evaluate(state.params, average, state.model_state, state.key, state.step, batch)
@@ -201,6 +209,15 @@ class TrainStep:
         """
         state, metrics, _ = self._step(state, batch)
         return state, metrics
+
+    def raise_pending(self) -> None:
+        """With nonfinite="raise": raise what the last step found, and wait for it. The next call does so by itself.
+
+        A step late, so that the host need not wait for the device in each; call this after the last one.
+        """
+        report, self._pending = self._pending, None
+        if report is not None and not report.ok:
+            raise FloatingPointError(report.message())
 
     def _step(self, state: State, batch: Any) -> tuple[State, Metrics, finiteness.Report | None]:
         window = Window(
@@ -328,12 +345,6 @@ class TrainStep:
             donated = (0,) if self._donate else ()
             self._compiled[layout] = jax.jit(watched(self._step), donate_argnums=donated, out_shardings=pinned)
         return self._compiled[layout]
-
-    def _raise_pending(self) -> None:
-        """Raise what an earlier step found; a step late, so that the host need not wait for the device in each."""
-        report, self._pending = self._pending, None
-        if report is not None and not report.ok:
-            raise FloatingPointError(report.message())
 
 
 def _check_options(optimizer: Any, accumulate: Any, coefficients: Any, nonfinite: Any, update_args: Any) -> None:
