@@ -25,6 +25,7 @@ LISTS = (
     "tests/mutants_core.py",
     "tests/mutants_checks.py",
     "tests/train/mutants.py",
+    "tests/train/mutants_checkpoints.py",
     "tests/train/mutants_fit.py",
     "tests/lab/mutants.py",
 )

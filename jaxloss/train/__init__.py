@@ -2,6 +2,9 @@
 
 from jaxloss.train.batches import clean as clean
 from jaxloss.train.batches import pad_batch as pad_batch
+from jaxloss.train.checkpoints import restore as restore
+from jaxloss.train.checkpoints import save as save
+from jaxloss.train.checkpoints import saved_steps as saved_steps
 from jaxloss.train.extras import UpdateContext as UpdateContext
 from jaxloss.train.fit import Fitted as Fitted
 from jaxloss.train.fit import evaluate as evaluate

@@ -9,7 +9,6 @@ alone, with the model cut out of it, and a second one differentiates with W_k co
 from __future__ import annotations
 
 import dataclasses
-import importlib
 import warnings
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -26,7 +25,6 @@ from jaxloss.train.objective import Objective, Outcome
 __all__ = [
     "Evaluated",
     "Window",
-    "load_what_tracing_needs",
     "merge_stacked",
     "separate",
     "split",
@@ -204,16 +202,6 @@ def warn_of_a_second_forward() -> None:
         UserWarning,
         stacklevel=2,
     )
-
-
-def load_what_tracing_needs() -> None:
-    """Import what the first pass rewrites programs with, before anything is traced.
-
-    Not with `import jaxloss`, because it brings Pallas along, which not everybody should wait for. And not while a
-    step is traced: since jax 0.12 that import changes the settings that a trace depends on, so the step would compile
-    twice.
-    """
-    importlib.import_module("jax.extend.core")
 
 
 def _accumulator(leaf: Array) -> Array:

@@ -25,7 +25,7 @@ from jax.sharding import AbstractMesh, NamedSharding, PartitionSpec, Sharding
 
 from jaxloss.train.state import State, is_traced
 
-__all__ = ["restore", "save", "saved_steps"]
+__all__ = ["load_orbax", "restore", "save", "saved_steps"]
 
 _COMPLETE = re.compile(r"step_(\d+)(?:\.(\d+))?")
 _LEFTOVER = re.compile(r"step_\d+(?:\.\d+)?\.(?:incomplete|obsolete).*")
@@ -46,7 +46,7 @@ def save(directory: str | os.PathLike[str], state: State, *, keep: int | None = 
     Returns: the folder of the new checkpoint.
     Raises: TypeError where `state` is no `State` of arrays; RuntimeError where it was donated.
     """
-    ocp = _orbax()
+    ocp = load_orbax()
     folder = _folder(directory)
     _check_keep(keep)
     _check_state("state", state)
@@ -95,7 +95,7 @@ def restore(directory: str | os.PathLike[str], like: State, *, step: int | None 
     Raises: FileNotFoundError where there is no such checkpoint; ValueError that lists what differs where the
       checkpoint does not fit `like`.
     """
-    ocp = _orbax()
+    ocp = load_orbax()
     folder = _folder(directory)
     _check_state("like", like)
     wanted = _by_path(like)
@@ -136,7 +136,8 @@ class _Saved(NamedTuple):
         return f"step_{self.step:08d}" + (f".{self.repeat}" if self.repeat else "")
 
 
-def _orbax() -> Any:
+def load_orbax() -> Any:
+    """orbax, or what to install."""
     try:
         import orbax.checkpoint as ocp
     except ImportError as error:

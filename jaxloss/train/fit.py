@@ -377,7 +377,7 @@ def _newest(directory: str | os.PathLike[str], state: Any) -> Any:
     from jaxloss.train import checkpoints
 
     # Not at the first save: hours late to learn that orbax is missing, and its imports make jax compile anew.
-    checkpoints._orbax()
+    checkpoints.load_orbax()
     saved = checkpoints.saved_steps(directory)
     return checkpoints.restore(directory, state) if saved and saved[-1] > int(state.step) else None
 

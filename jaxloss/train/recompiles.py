@@ -1,8 +1,9 @@
-"""A step that compiles again says so, and what made it."""
+"""A step should compile once: what would make it compile again is kept away, and otherwise named."""
 
 from __future__ import annotations
 
 import functools
+import importlib
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -10,11 +11,21 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-__all__ = ["RecompilationWarning", "watched"]
+__all__ = ["RecompilationWarning", "load_what_tracing_depends_on", "watched"]
 
 
 class RecompilationWarning(UserWarning):
     """A train step was compiled once more, because something about its arguments is new."""
+
+
+def load_what_tracing_depends_on() -> None:
+    """Import what changes the settings that a trace depends on, before the first trace.
+
+    Since jax 0.12 importing Pallas does. orbax imports it, and so does what accumulation rewrites programs with: the
+    first checkpoint, or the first step itself, would make everything new that was compiled before. Not done with
+    `import jaxloss`, because not everybody should wait for it.
+    """
+    importlib.import_module("jax.extend.core")
 
 
 def watched(step: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:

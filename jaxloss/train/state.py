@@ -141,6 +141,10 @@ def _place(leaf: Array, mesh: Mesh | None) -> Array:
     sharding = leaf.sharding
     if mesh is not None and not (isinstance(sharding, NamedSharding) and sharding.mesh == mesh):
         sharding = NamedSharding(mesh, PartitionSpec())
+    if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        # Of a typed key device_put only knows this process's devices.
+        data = jax.device_put(jax.random.key_data(leaf), sharding)
+        return jax.random.wrap_key_data(data, impl=jax.random.key_impl(leaf))
     return jax.device_put(leaf, sharding)
 
 

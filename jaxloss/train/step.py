@@ -18,18 +18,12 @@ from jaxloss.core.reduction import Mean
 from jaxloss.core.types import Array
 from jaxloss.train import nonfinite as finiteness
 from jaxloss.train import views
-from jaxloss.train.accumulate import (
-    Evaluated,
-    Window,
-    load_what_tracing_needs,
-    split,
-    warn_of_a_second_forward,
-)
+from jaxloss.train.accumulate import Evaluated, Window, split, warn_of_a_second_forward
 from jaxloss.train.examples import evaluate_examples, mean_of_examples
 from jaxloss.train.extras import Optimizer, UpdateArgs, UpdateContext, extra_arguments
 from jaxloss.train.objective import Coefficient, Objective, keep_types
 from jaxloss.train.precision import ComputeDtype, DynamicLossScale, ScaleOption, masters, scale_option
-from jaxloss.train.recompiles import watched
+from jaxloss.train.recompiles import load_what_tracing_depends_on, watched
 from jaxloss.train.state import Metrics, State, first_state, is_traced
 
 __all__ = ["TrainStep", "make_train_step"]
@@ -128,9 +122,8 @@ class TrainStep:
     ) -> None:
         self._objective = objective
         self._optimizer = optimizer
+        load_what_tracing_depends_on()
         self._accumulate = accumulate
-        if accumulate > 1:
-            load_what_tracing_needs()
         self._nonfinite: Nonfinite = nonfinite
         self._keep_masters = keep_masters
         self._loss_scale: ScaleOption = loss_scale

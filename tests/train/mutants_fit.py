@@ -162,7 +162,7 @@ MUTANTS = [
     (
         _FIT,
         "a missing orbax is only noticed at the first save",
-        "    checkpoints._orbax()\n",
+        "    checkpoints.load_orbax()\n",
         "",
         "tests/train/test_fit.py -k missing_orbax",
     ),
