@@ -65,7 +65,7 @@ class Objective:
         self._coefficients = dict(coefficients or {})
         self._allow_coupled = allow_coupled
         self._cast = caster(compute_dtype)
-        self.asks = _asks(loss_fn)
+        self.asks, self.needs = _asks(loss_fn)
 
     def __call__(
         self,
@@ -79,7 +79,9 @@ class Objective:
         parts: int = 1,
     ) -> Outcome:
         """Evaluate on one of `parts` of a batch. With several, what cannot be added up exactly is refused."""
-        offered = {"key": key, "model_state": model_state, "step": step, "training": training}
+        # Containers of its own: some (equinox's State) can be used up, and the step still needs the old one's types.
+        lent = jax.tree.map(lambda leaf: leaf, model_state)
+        offered = {"key": key, "model_state": lent, "step": step, "training": training}
         params, batch = self._cast("params", params), self._cast("batch", batch)
         out = self._loss_fn(params, batch, **{name: offered[name] for name in _OFFERED if name in self.asks})
         aux = Aux()
@@ -143,25 +145,26 @@ class Objective:
         return Mean(widen(total), widen(weight), term.coupled)
 
 
-def _asks(loss_fn: Callable[..., Any]) -> frozenset[str]:
-    """The names of `_OFFERED` that `loss_fn` takes by keyword."""
+def _asks(loss_fn: Callable[..., Any]) -> tuple[frozenset[str], frozenset[str]]:
+    """The names of `_OFFERED` that `loss_fn` takes by keyword, and those of them without a default."""
     if not callable(loss_fn):
         raise TypeError(f"`loss_fn` must be a function (params, batch) -> loss; got {type(loss_fn).__name__}")
     try:
         signature = inspect.signature(loss_fn)
     except ValueError:  # a callable written in C says nothing about itself
-        return frozenset()
+        return frozenset(), frozenset()
     by_keyword = (inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
     parameters = list(signature.parameters.values())
     # The first two are params and batch, whatever they are called.
     positional = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)][:2]
     # What a partial has bound is bound.
     bound: set[str] = set(loss_fn.keywords) if isinstance(loss_fn, functools.partial) else set()
-    asks = frozenset(
-        p.name
+    asked = [
+        p
         for p in parameters
         if p.kind in by_keyword and p.name in _OFFERED and p not in positional and p.name not in bound
-    )
+    ]
+    asks = frozenset(p.name for p in asked)
     try:
         signature.bind(None, None, **dict.fromkeys(asks))
     except TypeError as error:
@@ -169,7 +172,7 @@ def _asks(loss_fn: Callable[..., Any]) -> frozenset[str]:
             f"`loss_fn` must be callable as loss_fn(params, batch), with the keyword-only arguments "
             f"{', '.join(_OFFERED)} where it names them; its signature is {signature} ({error})"
         ) from None
-    return asks
+    return asks, frozenset(p.name for p in asked if p.default is p.empty)
 
 
 def _scalar(what: str, value: Any, parts: int) -> Mean:

@@ -75,11 +75,12 @@ def first_state(
       opt_init: gives the optimizer's state for params.
       copy: False hands the caller's own buffers over.
     Returns: a `State`; on one device every leaf is committed to it, on a mesh every leaf lies on that mesh.
-    Raises: TypeError for a leaf that is no array.
+    Raises: TypeError for a leaf that is no array, and for a param that has no gradient.
     """
     mesh = _mesh_of(params)
     seen: set[int] = set()
     params = _own("params", params, mesh, copy, seen)
+    _check_differentiable(params)
     return State(
         params=params,
         # Always copied: some optimizers put params, or one buffer twice, into their state, and donating a buffer
@@ -114,6 +115,15 @@ def _own(name: str, tree: Any, mesh: Mesh | None, copy: bool, seen: set[int]) ->
         leaves[i] = _place(_strong(fresh), mesh)
         seen.add(id(leaves[i]))
     return jax.tree.unflatten(treedef, leaves)
+
+
+def _check_differentiable(params: Any) -> None:
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        if not jnp.issubdtype(leaf.dtype, jnp.inexact):
+            raise TypeError(
+                f"`params{jax.tree_util.keystr(path)}` is {leaf.dtype}, which has no gradient: give it to "
+                "init(model_state=...), or let `loss_fn` close over it"
+            )
 
 
 def _is_array(leaf: object) -> bool:

@@ -148,14 +148,19 @@ class TrainStep:
           model_state: what `loss_fn` carries from step to step without gradients, such as running means.
           key: a random key, jax.random.key(0) or the older jax.random.PRNGKey(0); needed if `loss_fn` names `key`.
           copy: copy every array, so that yours outlive the first step. False hands them over and saves the memory.
+            (What you put back into a model later, `nnx.update(model, state.params)`, is the state's own: copy it, or
+            train no further.)
         Returns: a `State`.
-        Raises: ValueError where `loss_fn` asks for a key and there is none; TypeError for a leaf that is no array.
+        Raises: ValueError where `loss_fn` asks for a key or a model state and there is none; TypeError for a leaf
+          that is no array, and for a param that has no gradient.
         """
         if key is None:
             if "key" in self._objective.asks:
                 raise ValueError("`loss_fn` asks for `key`; give init(params, key=jax.random.key(0))")
         else:
             _check_key(key)
+        if model_state is None and "model_state" in self._objective.needs:
+            raise ValueError("`loss_fn` asks for `model_state`; give init(params, model_state=...)")
         return first_state(
             masters(params) if self._keep_masters else params,
             opt_init=self._optimizer.init,

@@ -440,4 +440,32 @@ MUTANTS = [
         "context.value_fn",
         "tests/train/test_extras.py -k beside",
     ),
+    (
+        _OBJECTIVE,
+        "a model state that can be used up is lent itself",
+        "lent = jax.tree.map(lambda leaf: leaf, model_state)",
+        "lent = model_state",
+        "tests/train/test_frameworks.py -k used_up",
+    ),
+    (
+        _STEP,
+        "a model state that is needed is not asked for",
+        'if model_state is None and "model_state" in self._objective.needs:',
+        "if False:",
+        "tests/train/test_train_state.py -k needed_where",
+    ),
+    (
+        _OBJECTIVE,
+        "a default counts as a need",
+        "frozenset(p.name for p in asked if p.default is p.empty)",
+        "frozenset(p.name for p in asked)",
+        "tests/train/test_train_state.py -k needed_where",
+    ),
+    (
+        _STATE,
+        "integers are trained",
+        "    _check_differentiable(params)\n",
+        "",
+        "tests/train/test_train_state.py -k no_gradient",
+    ),
 ]

@@ -117,3 +117,21 @@ def test_init_on_shapes():
     for shape, leaf in zip(jax.tree.leaves(shapes), jax.tree.leaves(state), strict=True):
         assert (shape.shape, shape.dtype) == (leaf.shape, leaf.dtype)
     assert jax.eval_shape(make_train_step(loss_fn, optax.lbfgs()).init, params()).params["w"].shape == (3,)
+
+
+@pytest.mark.parametrize("leaf", [np.arange(3), jax.random.key(0), np.array([True])])
+def test_what_has_no_gradient_is_refused_by_name(leaf):
+    with pytest.raises(TypeError, match=r"`params\['steps'\]` is .*, which has no gradient: give it to init\(model_st"):
+        make_train_step(loss_fn, optax.sgd(0.1)).init({**params(), "steps": leaf})
+
+
+def test_a_model_state_is_needed_where_it_has_no_default():
+    def stateful(params, batch, *, model_state):
+        return reduce((batch @ params["w"] + model_state) ** 2, reduction="partial")
+
+    def optional(params, batch, *, model_state=None):
+        return reduce((batch @ params["w"]) ** 2, reduction="partial")
+
+    with pytest.raises(ValueError, match=r"asks for `model_state`; give init\(params, model_state=...\)"):
+        make_train_step(stateful, optax.sgd(0.1)).init(params())
+    assert make_train_step(optional, optax.sgd(0.1)).init(params()).model_state is None
