@@ -180,6 +180,55 @@ def test_grouped_classes_are_the_plain_sum(classes):
         np.testing.assert_allclose(slope, jax.nn.softmax(z, axis=1) - here, rtol=1e-10, atol=1e-14)
 
 
+@jax.jit
+def nll_and_slope(z, y):
+    value, pull = jax.vjp(lambda z: formulas.label_nll(z, y, 1), z)
+    return value, pull(jnp.ones_like(value))[0]
+
+
+@pytest.mark.parametrize("offset", [-200.0, -70.0, -4.0, 0.0, 50.0, 70.0, 150.0, 3e4])
+@pytest.mark.parametrize("scale", [0.1, 3.0, 30.0])
+def test_many_classes_are_exact_at_every_offset(offset, scale):
+    """With a shift and without one; float64 and the same float32 logits; confident rows too."""
+    rng = np.random.default_rng(1)
+    z = (offset + scale * rng.normal(size=(6, 512))).astype(np.float32)
+    y = rng.integers(0, 512, 6).astype(np.int32)
+    y[:3] = z[:3].argmax(1)
+    z[:2, y[:2]] += 3 * scale
+    wide = z.astype(np.float64)
+    below = np.exp(wide - wide.max(1, keepdims=True))
+    below[np.arange(6), y] = 0
+    gap = wide.max(1) - wide[np.arange(6), y]
+    others, at = below.sum(1), np.exp(-gap)
+    value = np.where(gap == 0, np.log1p(others), gap + np.log(others + at))
+    gradient = below / (others + at)[:, None]
+    gradient[np.arange(6), y] = -others / (others + at)
+    near = {"rtol": 6e-7, "atol": 1e-36}
+    for rows in (slice(None), slice(0, 1)):  # alone, a row's range decides alone
+        found, slope = nll_and_slope(z[rows], y[rows])
+        np.testing.assert_allclose(found, value[rows], **near)
+        np.testing.assert_allclose(slope, gradient[rows], **near)
+
+
+def test_one_row_out_of_range_shifts_all():
+    z = np.zeros((3, 512), np.float32)
+    z[1] = 100.0  # its exponential overflows
+    y = np.zeros(3, np.int32)
+    np.testing.assert_allclose(nll_and_slope(z, y)[0], np.log(512), rtol=2e-7)
+    z[1] = np.nan
+    assert np.isnan(nll_and_slope(z, y)[0]).tolist() == [False, True, False]
+    mapped = jax.jit(jax.vmap(lambda z, y: formulas.label_nll(z, y, 0)))
+    np.testing.assert_allclose(mapped(z, y)[::2], np.log(512), rtol=2e-7)
+
+
+@pytest.mark.parametrize("offset", [0.0, 100.0])
+def test_many_classes_have_hessians(offset):
+    with jax.enable_x64(True):
+        z = offset + np.random.default_rng(2).normal(size=(2, 40))
+        y = np.array([z[0].argmax(), 3])
+        check_grads(lambda z: formulas.label_nll(z, y, 1), (z,), order=2, modes=("fwd", "rev"), rtol=1e-5)
+
+
 def test_a_row_of_nothing_is_nan():
     z = jnp.full((1, 3), -jnp.inf)
     assert jnp.isnan(formulas.label_nll(z, jnp.array([0]), 1)[0])

@@ -13,7 +13,7 @@ Binary. With e = exp(-|x|) <= 1, -log sigmoid(x) and -log sigmoid(-x) are log1p(
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -101,6 +101,11 @@ def _log_sum_exp_rule(axis: int, primals: tuple[Array], tangents: tuple[Array]) 
     return log_sum_exp(z, axis), jnp.sum(softmax(z, axis) * widen(dz), axis=axis)
 
 
+# Between these maxima of a row exp(z) itself neither overflows in a sum of 10^9 classes nor loses what exp(z - max)
+# still has, down to 1e-36 of the maximum.
+_NEEDS_NO_SHIFT = (-5.0, 60.0)
+
+
 def _others(z: Array, labels: Array, m: Array, axis: int) -> Array:
     """The sum of exp(z - m) over all classes but the label, never as a difference.
 
@@ -112,39 +117,67 @@ def _others(z: Array, labels: Array, m: Array, axis: int) -> Array:
     if width == 0 or classes < 4 * width or is_sharded(z, axis):
         e = _exp_below(widen(z), m)
         return jnp.sum(jnp.where(is_label(z, labels, axis), 0, e), axis=axis, keepdims=True)
-    # Behind the barrier the widening is part of the sum; before it, XLA shares one widened copy among all its uses.
     grouped = z.reshape(*z.shape[:axis], classes // width, width, *z.shape[axis + 1 :])
-    m = jnp.expand_dims(m, axis + 1)
-    sums = jnp.sum(_exp_below(widen(lax.optimization_barrier(grouped)), m), axis=axis + 1)
+
+    def shifted(grouped: Array, m: Array) -> Array:
+        return _without_the_label(lambda z: _exp_below(z, jnp.expand_dims(m, axis + 1)), grouped, labels, axis)
+
+    def unshifted(grouped: Array, m: Array) -> Array:
+        return _without_the_label(jnp.exp, grouped, labels, axis) * jnp.exp(-m)
+
+    def either(grouped: Array, m: Array) -> Array:
+        low, high = _NEEDS_NO_SHIFT
+        return lax.cond(jnp.all((m >= low) & (m <= high)), unshifted, shifted, grouped, m)
+
+    # On a CPU what is exact about a shift costs as much as the exponential. Elsewhere memory is what costs, and a
+    # branch would wait for the host.
+    return lax.platform_dependent(grouped, m, cpu=either, default=shifted)
+
+
+def _without_the_label(term: Callable[[Array], Array], grouped: Array, labels: Array, axis: int) -> Array:
+    """The sum of `term(z)` over groups [..., groups, width, ...] of classes but for the label."""
+    width = grouped.shape[axis + 1]
+    # Behind the barrier the widening is part of the sum; before it, XLA shares one widened copy among all its uses.
+    sums = jnp.sum(term(widen(lax.optimization_barrier(grouped))), axis=axis + 1)
     group, member = labels // width, labels % width
     index = jnp.expand_dims(group, (axis, axis + 1))
-    own = jnp.squeeze(jnp.take_along_axis(grouped, index, axis=axis, mode="clip"), axis)
-    beside = _exp_below(widen(own), jnp.squeeze(m, axis))
-    rest = jnp.sum(jnp.where(is_label(own, member, axis), 0, beside), axis=axis, keepdims=True)
+    own = jnp.take_along_axis(grouped, index, axis=axis, mode="clip")
+    beside = jnp.squeeze(term(widen(own)), axis)
+    rest = jnp.sum(jnp.where(is_label(beside, member, axis), 0, beside), axis=axis, keepdims=True)
     return rest + jnp.sum(jnp.where(is_label(sums, group, axis), 0, sums), axis=axis, keepdims=True)
 
 
-def _label_parts(z: Array, labels: Array, axis: int) -> tuple[Array, Array, Array]:
-    """The maximum, exp(z_label - max), and the sum of the others' exp(z - max)."""
+# The maximum, exp(z_label - max), and the sum of the others' exp(z - max).
+_Parts = tuple[Array, Array, Array]
+
+
+def _label_parts(z: Array, labels: Array, axis: int) -> _Parts:
     m = _maximum(z, axis)
     return m, _exp_below(widen(take_label(z, labels, axis)), m), _others(z, labels, m, axis)
 
 
-@functools.partial(jax.custom_jvp, nondiff_argnums=(2,))
 def label_nll(z: Array, labels: Array, axis: int) -> Array:
     """logsumexp(z) - z[label] over `axis`, which is consumed; the labels are in range."""
-    m, at_label, others = _label_parts(z, labels, axis)
+    return _label_nll(z, labels, _label_parts(lax.stop_gradient(z), labels, axis), axis)
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(3,))
+def _label_nll(z: Array, labels: Array, parts: _Parts, axis: int) -> Array:
+    m, at_label, others = parts
     gap = _from_max(widen(take_label(z, labels, axis)), m)
     # The label is a maximum: all that the loss is comes from the others. It is not: one of the others is 1.
     return jnp.squeeze(jnp.where(gap == 0, log1p(others), gap + jnp.log(others + at_label)), axis)
 
 
 def _label_nll_rule(axis: int, primals: Sequence[Any], tangents: Sequence[Any]) -> tuple[Array, Array]:
-    (z, labels), (dz, _) = primals, tangents
-    value = label_nll(z, labels, axis)
+    (z, labels, given), (dz, *_) = primals, tangents
     if isinstance(dz, SymbolicZero):
+        value = _label_nll(z, labels, given, axis)
         return value, jnp.zeros_like(value)
-    m, at_label, others = _label_parts(z, labels, axis)
+    # Made again, because those that were given are constants, and a second derivative needs theirs; what was given
+    # is then used by nobody, and not computed.
+    parts = m, at_label, others = _label_parts(z, labels, axis)
+    value = _label_nll(z, labels, lax.stop_gradient(parts), axis)
     # softmax(z) - onehot(label), with p_label - 1 taken from the others' weight: no digit of it cancels. The barrier
     # keeps XLA from holding the forward pass's exponentials [..., C] until here; they are cheaper made again.
     e = _exp_below(widen(lax.optimization_barrier(z)), m)
@@ -152,7 +185,7 @@ def _label_nll_rule(axis: int, primals: Sequence[Any], tangents: Sequence[Any]) 
     return value, jnp.sum(gradient * widen(dz), axis=axis)
 
 
-label_nll.defjvp(_label_nll_rule, symbolic_zeros=True)
+_label_nll.defjvp(_label_nll_rule, symbolic_zeros=True)
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(2,))
