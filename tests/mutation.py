@@ -27,6 +27,7 @@ LISTS = (
     "tests/train/mutants.py",
     "tests/train/mutants_checkpoints.py",
     "tests/train/mutants_fit.py",
+    "tests/train/mutants_scale_out.py",
     "tests/lab/mutants.py",
 )
 

@@ -59,6 +59,11 @@ _LADDER = (
 # Optimizers that cannot be driven from outside: a piece of what they say when tried, and why that is so.
 _REASONS = (
     (
+        "ShardingTypeError",
+        "it multiplies sharded arrays, and on an Explicit mesh jax must be told how the product is sharded: make the "
+        "mesh with axis_types=(AxisType.Auto, ...), or replicate the params",
+    ),
+    (
         "no attribute 'fast'",
         "optax.lookahead trains a pair of parameter sets: train_step.init(optax.LookaheadParams.init_synced(params))",
     ),

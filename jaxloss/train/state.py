@@ -153,8 +153,12 @@ def _place(leaf: Array, mesh: Mesh | None) -> Array:
         sharding = NamedSharding(mesh, PartitionSpec())
     if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
         # Of a typed key device_put only knows this process's devices.
-        data = jax.device_put(jax.random.key_data(leaf), sharding)
+        data = _place(jax.random.key_data(leaf), mesh)
         return jax.random.wrap_key_data(data, impl=jax.random.key_impl(leaf))
+    if leaf.is_fully_addressable and not sharding.is_fully_addressable:
+        # Through the host: what is committed to a device is not put onto other processes' devices. jax compares what
+        # the processes give, so one that was started with another seed is an error.
+        return jax.device_put(np.asarray(leaf), sharding)
     return jax.device_put(leaf, sharding)
 
 

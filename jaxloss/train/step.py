@@ -21,6 +21,7 @@ from jaxloss.train import views
 from jaxloss.train.accumulate import Evaluated, Window, split, warn_of_a_second_forward
 from jaxloss.train.examples import evaluate_examples, mean_of_examples
 from jaxloss.train.extras import Optimizer, UpdateArgs, UpdateContext, extra_arguments
+from jaxloss.train.manual_axes import refuse_means_of_parts
 from jaxloss.train.objective import Coefficient, Objective, keep_types
 from jaxloss.train.precision import ComputeDtype, DynamicLossScale, ScaleOption, masters, scale_option
 from jaxloss.train.recompiles import load_what_tracing_depends_on, watched
@@ -135,7 +136,7 @@ class TrainStep:
         self._current: Callable[..., Any] | None = None
         # The state that was returned last: if it comes back, its layout is known, and no leaf must be looked at.
         self._last: weakref.ref[State] | None = None
-        self._compiled_evaluate = jax.jit(self._evaluate)
+        self._compiled_evaluate: dict[Any, Callable[..., Any]] = {}
         self._pending: finiteness.Report | None = None
         self._warned = False
 
@@ -191,7 +192,11 @@ class TrainStep:
         self.raise_pending()
         # Not the whole state: the rest of the optimizer's has no part in it.
         average = views.averaging(state.opt_state)
-        return self._compiled_evaluate(state.params, average, state.model_state, state.key, state.step, batch)
+        everywhere = _everywhere(state)
+        if everywhere not in self._compiled_evaluate:
+            self._compiled_evaluate[everywhere] = jax.jit(self._evaluate, out_shardings=everywhere)
+        run = self._compiled_evaluate[everywhere]
+        return run(state.params, average, state.model_state, state.key, state.step, batch)
 
     def evaluation_params(self, state: State) -> Any:
         """The params to evaluate, save and ship: those of the state, but for optimizers that keep two sets.
@@ -228,6 +233,7 @@ class TrainStep:
             scale=self._scale(state),
         )
         seen = self._seen(window, views.trained(state.params), state.opt_state, batch)
+        refuse_means_of_parts(seen.terms, views.trained(state.params))
         whole = mean_of_examples(seen.gradient) if self._per_example else seen.gradient
         grad_norm = _norm(whole)
         finite, defined = finiteness.all_finite(seen.gradient, grad_norm), finiteness.all_defined(seen.terms)
@@ -330,16 +336,23 @@ class TrainStep:
             if isinstance(leaf, jax.Array) and not is_traced(leaf) and leaf.committed:
                 elsewhere = leaf.sharding.device_set
                 if elsewhere != devices:
+                    cure = (
+                        "put the params onto the batch's mesh before init, "
+                        "jax.device_put(params, jax.NamedSharding(mesh, jax.P()))"
+                        if len(devices) == 1
+                        else "put the batch onto the state's mesh, "
+                        "jax.device_put(batch, jax.NamedSharding(mesh, jax.P(axis)))"
+                    )
                     raise ValueError(
                         f"`batch{jax.tree_util.keystr(path)}` lies on {_count(elsewhere)} and the state on "
-                        f"{_count(devices)}: put the params onto the batch's mesh before init, "
-                        "jax.device_put(params, jax.NamedSharding(mesh, jax.P()))"
+                        f"{_count(devices)}: {cure}"
                     )
         # On one device there is nothing to pin. On a mesh XLA may choose another layout for an output, and each new
         # one would compile again.
-        layout = None if len(devices) == 1 else (treedef, *shardings)
+        layout = None if len(devices) == 1 else (treedef, *map(_layout, shardings))
         if layout not in self._compiled:
-            pinned = None if layout is None else (jax.tree.unflatten(treedef, shardings), None, None)
+            everywhere = _everywhere(state)
+            pinned = None if layout is None else (jax.tree.unflatten(treedef, shardings), everywhere, everywhere)
             donated = (0,) if self._donate else ()
             self._compiled[layout] = jax.jit(watched(self._step), donate_argnums=donated, out_shardings=pinned)
         return self._compiled[layout]
@@ -373,6 +386,26 @@ def _norm(tree: Any) -> Array:
     """The Euclidean length of all entries together, in float32 or wider."""
     squares = [jnp.sum(jnp.square(jnp.abs(widen(leaf)))) for leaf in jax.tree.leaves(tree)]
     return jnp.sqrt(sum(squares, jnp.zeros(())))
+
+
+def _everywhere(state: State) -> Any:
+    """Where numbers that are reported go: whole onto every device of a mesh, as the step counter.
+
+    A process can read nothing of which a part lies on other processes' devices, such as a metric by class where the
+    classes are sharded.
+    """
+    sharding = None if is_traced(state.step) else state.step.sharding
+    return sharding if isinstance(sharding, jax.NamedSharding) else None
+
+
+def _layout(sharding: Any) -> Any:
+    # P("data") and P("data", None) say the same, and are not equal.
+    if not isinstance(sharding, jax.NamedSharding):
+        return sharding
+    axes = tuple(sharding.spec)
+    while axes and axes[-1] is None:
+        axes = axes[:-1]
+    return sharding.mesh, axes, sharding.memory_kind
 
 
 def _count(devices: set[Any]) -> str:

@@ -400,13 +400,6 @@ MUTANTS = [
     ),
     (
         _STEP,
-        "output shardings are left to XLA",
-        "pinned = None if layout is None else (jax.tree.unflatten(treedef, shardings), None, None)",
-        "pinned = None",
-        "tests/train/test_step_sharding.py",
-    ),
-    (
-        _STEP,
         "the state is never donated",
         "donated = (0,) if self._donate else ()",
         "donated = ()",

@@ -1,4 +1,6 @@
-"""The step on four devices: the result is one device's, and every leaf keeps its place."""
+"""Where arrays lie: the step puts every one on the mesh of the params, keeps it there, and moves no rows."""
+
+import dataclasses
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +23,8 @@ BATCH = {
 }
 PARAMS = {"w": RNG.normal(size=(4, 6)).astype(np.float32), "b": np.zeros(6, np.float32)}
 
+ADAM = optax.adam(0.1)
+
 _COMPILES: list[str] = []
 
 
@@ -37,12 +41,14 @@ def loss_fn(params, batch):
     return reduce(r**2, where=batch["mask"], reduction="partial")
 
 
-def one_device(tx, steps, **init):
-    step = make_train_step(loss_fn, tx)
-    state = step.init(PARAMS, **init)
+def assert_one_device(state, optimizer, steps):
+    """After so many steps the params are those of one device."""
+    step = make_train_step(loss_fn, optimizer)
+    wanted = step.init(PARAMS)
     for _ in range(steps):
-        state, _ = step(state, BATCH)
-    return jax.device_get(state.params)
+        wanted, _ = step(wanted, BATCH)
+    found, wanted = jax.device_get((state.params, wanted.params))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-6), found, wanted)
 
 
 def layout(state):
@@ -54,14 +60,13 @@ def same_places(before, after):
     return all(a.is_equivalent_to(after[name][0], ndim) for name, (a, ndim) in before.items())
 
 
-@pytest.mark.parametrize(
-    ("optimizer", "parts"), [(optax.adam(0.1), 1), (optax.adam(0.1), 4), (optax.lbfgs(0.1, linesearch=None), 4)]
-)
-def test_sharded_params_on_an_auto_mesh(optimizer, parts):
+# Left alone, XLA would change the layout of adafactor's state.
+@pytest.mark.parametrize("optimizer", [ADAM, optax.adafactor(0.1, min_dim_size_to_factor=4)], ids=["adam", "adafactor"])
+def test_sharded_params_on_an_auto_mesh(optimizer):
     mesh = jax.make_mesh((2, 2), ("data", "model"), axis_types=(AxisType.Auto,) * 2)
     shardings = {"w": NamedSharding(mesh, P(None, "model")), "b": NamedSharding(mesh, P("model"))}
     batch = jax.device_put(BATCH, NamedSharding(mesh, P("data")))
-    step = make_train_step(loss_fn, optimizer, accumulate=parts)
+    step = make_train_step(loss_fn, optimizer, accumulate=4)
     state = step.init(jax.device_put(PARAMS, shardings), key=jax.random.key(0), model_state=jnp.ones(2))
     before = layout(state)
     assert all(sharding.mesh == mesh for sharding, _ in before.values())
@@ -72,45 +77,10 @@ def test_sharded_params_on_an_auto_mesh(optimizer, parts):
     assert len(_COMPILES) - count == 1
     assert same_places(before, layout(state))
     assert state.params["w"].sharding.spec == P(None, "model")
-    if isinstance(state.opt_state[0], optax.ScaleByAdamState):
+    if optimizer is ADAM:
         assert state.opt_state[0].mu["w"].sharding.spec == P(None, "model")
-    expected = one_device(optimizer, 3)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), jax.device_get(state.params), expected)
+    assert_one_device(state, optimizer, 3)
     assert metrics.terms["loss"].weight == 9 * 6
-
-
-@pytest.mark.parametrize("parts", [1, 4])
-def test_data_parallel_on_an_explicit_mesh(parts):
-    mesh = jax.make_mesh((4,), ("data",), axis_types=(AxisType.Explicit,))
-    with jax.set_mesh(mesh):
-        batch = jax.device_put(BATCH, NamedSharding(mesh, P("data")))
-        step = make_train_step(loss_fn, optax.adam(0.1), accumulate=parts)
-        state = step.init(jax.device_put(PARAMS, NamedSharding(mesh, P())), key=jax.random.key(0))
-        before, count = layout(state), len(_COMPILES)
-        for _ in range(3):
-            state, _ = step(state, batch)
-        assert len(_COMPILES) - count == 1
-        assert same_places(before, layout(state))
-        found = step.evaluate(state, batch)
-    assert found["loss"].weight == 9 * 6
-    jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5),
-        jax.device_get(state.params),
-        one_device(optax.adam(0.1), 3),
-    )
-
-
-def test_a_sharded_nan_is_skipped_everywhere():
-    mesh = jax.make_mesh((4,), ("data",), axis_types=(AxisType.Auto,))
-    bad = {**BATCH, "x": BATCH["x"].copy()}
-    bad["x"][3, 0] = np.nan
-    step = make_train_step(loss_fn, optax.adam(0.1), accumulate=4)
-    state = step.init(jax.device_put(PARAMS, NamedSharding(mesh, P())))
-    state, metrics = step(state, jax.device_put(bad, NamedSharding(mesh, P("data"))))
-    assert not bool(metrics.ok)
-    assert int(state.skipped) == 1
-    for shard in state.params["w"].addressable_shards:
-        np.testing.assert_array_equal(shard.data, PARAMS["w"])
 
 
 def test_microbatches_move_no_rows():
@@ -129,18 +99,43 @@ def test_a_batch_elsewhere_is_refused_in_words():
     mesh = jax.make_mesh((4,), ("data",), axis_types=(AxisType.Auto,))
     step = make_train_step(loss_fn, optax.sgd(0.1))
     batch = jax.device_put(BATCH, NamedSharding(mesh, P("data")))
-    with pytest.raises(ValueError, match=r"`batch\['mask'\]` lies on 4 devices and the state on one device"):
+    with pytest.raises(
+        ValueError, match=r"`batch\['mask'\]` lies on 4 devices and the state on one device: put the params"
+    ):
         step(step.init(PARAMS), batch)
+    state = step.init(jax.device_put(PARAMS, NamedSharding(mesh, P())))
+    with pytest.raises(
+        ValueError, match=r"`batch\['mask'\]` lies on one device and the state on 4 devices: put the batch"
+    ):
+        step(state, jax.device_put(BATCH, jax.devices()[1]))
 
 
-def test_a_state_moved_to_another_mesh_stays_there():
-    step = make_train_step(loss_fn, optax.adam(0.1))
+def test_a_state_that_is_moved_stays_where_it_is_put():
+    step = make_train_step(loss_fn, ADAM)
     state, _ = step(step.init(PARAMS), BATCH)
     mesh = jax.make_mesh((2,), ("model",), axis_types=(AxisType.Auto,), devices=jax.devices()[:2])
-    place = {2: P(None, "model"), 1: P("model"), 0: P()}
-    state = jax.tree.map(lambda x: jax.device_put(x, NamedSharding(mesh, place[x.ndim])), state)
-    for _ in range(2):
-        state, _ = step(state, BATCH)
-    assert state.params["w"].sharding.spec == P(None, "model")
-    expected = one_device(optax.adam(0.1), 3)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), jax.device_get(state.params), expected)
+    for steps, columns in ((1, "model"), (2, None), (1, "model")):
+        specs = {2: P(None, columns), 1: P(columns), 0: P()}
+        place = {ndim: NamedSharding(mesh, spec) for ndim, spec in specs.items()}
+        state = jax.tree.map(lambda leaf: jax.device_put(leaf, place[leaf.ndim]), state)  # noqa: B023
+        for _ in range(steps):
+            state, _ = step(state, BATCH)
+        assert state.params["w"].sharding.is_equivalent_to(place[2], 2)
+        assert state.opt_state[0].nu["b"].sharding.is_equivalent_to(place[1], 1)
+    assert_one_device(state, ADAM, 5)
+
+
+def test_two_spellings_of_one_layout_are_compiled_once():
+    mesh = jax.make_mesh((4,), ("data",), axis_types=(AxisType.Explicit,))
+    short = NamedSharding(mesh, P("data"))
+    step = make_train_step(
+        lambda params, batch: reduce((params * batch[:, None]) ** 2, reduction="partial"), optax.sgd(0.1)
+    )
+    state = step.init(jax.device_put(np.ones((4, 2), np.float32), short))
+    assert state.params.sharding.spec == P("data", None)
+    state, _ = step(state, jax.device_put(np.ones(4, np.float32), short))
+    state = dataclasses.replace(state, params=jax.device_put(np.asarray(state.params), short))
+    assert state.params.sharding.spec == P("data")
+    count = len(_COMPILES)
+    step(state, jax.device_put(np.ones(4, np.float32), short))
+    assert len(_COMPILES) == count

@@ -1,0 +1,163 @@
+"""Single defects of the step on meshes and in several processes; see mutants.py."""
+
+_ACCUMULATE, _MANUAL, _PRECISION, _STATE, _STEP = (
+    f"jaxloss/train/{name}.py" for name in ("accumulate", "manual_axes", "precision", "state", "step")
+)
+_PROCESSES = "tests/train/processes.py"
+
+MUTANTS = [
+    (
+        _STEP,
+        "the layout that XLA chooses is taken over",
+        "pinned = None if layout is None else (jax.tree.unflatten(treedef, shardings), everywhere, everywhere)",
+        "pinned = None",
+        "tests/train/test_step_sharding.py -k auto_mesh",
+    ),
+    (
+        _STEP,
+        "a state is pulled back to where the step was first compiled for it",
+        "layout = None if len(devices) == 1 else (treedef, *map(_layout, shardings))",
+        "layout = None if len(devices) == 1 else treedef",
+        "tests/train/test_step_sharding.py -k moved",
+    ),
+    (
+        _STEP,
+        "one layout that is written in two ways is compiled twice",
+        "else (treedef, *map(_layout, shardings))",
+        "else (treedef, *shardings)",
+        "tests/train/test_step_sharding.py -k spellings",
+    ),
+    (
+        _STEP,
+        "metrics stay in parts where XLA leaves them so",
+        "(jax.tree.unflatten(treedef, shardings), everywhere, everywhere)",
+        "(jax.tree.unflatten(treedef, shardings), None, None)",
+        "tests/train/test_scale_out.py -k reported",
+    ),
+    (
+        _STEP,
+        "evaluated metrics stay in parts where XLA leaves them so",
+        "jax.jit(self._evaluate, out_shardings=everywhere)",
+        "jax.jit(self._evaluate)",
+        "tests/train/test_scale_out.py -k reported",
+    ),
+    (
+        _STEP,
+        "batches on other devices are let through",
+        "                if elsewhere != devices:",
+        "                if False:",
+        "tests/train/test_step_sharding.py -k elsewhere",
+    ),
+    (
+        _STEP,
+        "evaluate is not compiled",
+        "self._compiled_evaluate[everywhere] = jax.jit(self._evaluate, out_shardings=everywhere)",
+        "self._compiled_evaluate[everywhere] = self._evaluate",
+        "tests/train/test_scale_out.py -k evaluate",
+    ),
+    (
+        _STEP,
+        "means of parts are not refused",
+        "        refuse_means_of_parts(seen.terms, views.trained(state.params))\n",
+        "",
+        "tests/train/test_manual_axes.py",
+    ),
+    (
+        _ACCUMULATE,
+        "gradients are added up in whole arrays on every device",
+        "jnp.zeros_like(leaf, dtype=jnp.promote_types(leaf.dtype, jnp.float32))",
+        "jnp.zeros(leaf.shape, jnp.promote_types(leaf.dtype, jnp.float32))",
+        'tests/train/test_scale_out.py -k "every_layout and fully"',
+    ),
+    (
+        _ACCUMULATE,
+        "microbatches in blocks move rows between devices",
+        "leaf.reshape(leaf.shape[0] // parts, parts, *leaf.shape[1:]).swapaxes(0, 1)",
+        "leaf.reshape(parts, leaf.shape[0] // parts, *leaf.shape[1:])",
+        "tests/train/test_step_sharding.py -k move_no_rows",
+    ),
+    (
+        _ACCUMULATE,
+        "each microbatch is divided by its own weight",
+        "return {name: weight.sum() for name, weight in weights.items()}",
+        "return {name: weight[0] * len(weight) for name, weight in weights.items()}",
+        'tests/train/test_scale_out.py -k "every_layout and parallel"',
+    ),
+    (
+        _PRECISION,
+        "the copy in half precision is whole on every device",
+        "jnp.asarray(leaf).astype(_floating(dtype",
+        "jax.sharding.reshard(jnp.asarray(leaf), jax.P()).astype(_floating(dtype",
+        "tests/train/test_scale_out.py -k masters",
+    ),
+    (
+        _STATE,
+        "the optimizer's state is made inside jit, which forgets how the params lie",
+        "opt_init(params), mesh, True, seen",
+        "jax.jit(opt_init)(params), mesh, True, seen",
+        'tests/train/test_scale_out.py -k "every_layout and fully"',
+    ),
+    (
+        _STATE,
+        "the counter of steps stays off the mesh",
+        "        step=_place(jnp.zeros((), jnp.int32), mesh),",
+        "        step=_place(jnp.zeros((), jnp.int32), None),",
+        "tests/train/test_step_sharding.py -k auto_mesh",
+    ),
+    (
+        _STATE,
+        "typed keys cannot be put onto another process's devices",
+        "    if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):\n        # Of a typed key",
+        "    if False:\n        # Of a typed key",
+        "tests/train/test_two_processes.py",
+    ),
+    (
+        _STATE,
+        "committed arrays cannot be put onto another process's devices",
+        "    if leaf.is_fully_addressable and not sharding.is_fully_addressable:",
+        "    if False:",
+        "tests/train/test_two_processes.py -k committed",
+    ),
+    (
+        _MANUAL,
+        "shard_map without checks is trusted",
+        "    if unchecked:\n",
+        "    if False:\n",
+        "tests/train/test_manual_axes.py -k without_jax",
+    ),
+    (
+        _MANUAL,
+        "only totals are looked at",
+        "for half in (term.total, term.weight)",
+        "for half in (term.total,)",
+        "tests/train/test_manual_axes.py -k weight",
+    ),
+    (
+        _MANUAL,
+        "params in parts are let through",
+        "        if _varying(leaf) != losses:",
+        "        if losses - _varying(leaf):",
+        "tests/train/test_manual_axes.py -k norms",
+    ),
+    (
+        _MANUAL,
+        "devices with models of their own are refused",
+        "        if _varying(leaf) != losses:",
+        "        if _varying(leaf) or losses:",
+        "tests/train/test_manual_axes.py -k own_model",
+    ),
+    (
+        _PROCESSES,
+        "a process that does not listen is asked politely",
+        "            process.kill()  #",
+        "            process.terminate()  #",
+        "tests/train/test_two_processes.py -k time_runs_out",
+    ),
+    (
+        _PROCESSES,
+        "a port that was taken is not replaced",
+        '    if any(codes) and any("already in use" in text.lower() for text in outputs):',
+        "    if False:",
+        "tests/train/test_two_processes.py -k port",
+    ),
+]
