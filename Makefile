@@ -1,7 +1,7 @@
 # Targets for a development environment: python3 -m venv .venv && .venv/bin/pip install -e '.[dev]'
 PYTHON ?= .venv/bin/python
 
-.PHONY: test lint types mutation notebooks exactness
+.PHONY: test lint types mutation notebooks exactness bench
 
 test:
 	$(PYTHON) -m pytest -q -n auto
@@ -21,3 +21,7 @@ notebooks:
 
 exactness:
 	$(PYTHON) -m benchmarks.exactness
+
+bench:
+	$(PYTHON) -m benchmarks --json
+	$(PYTHON) -m benchmarks.table

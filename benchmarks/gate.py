@@ -1,0 +1,39 @@
+"""The gate: has a ratio to the baseline got worse? Never an absolute time, which is the machine's."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from benchmarks import cases
+from benchmarks.case import label
+from benchmarks.results import clock, key, ratios
+
+__all__ = ["TOLERANCE", "complaints"]
+
+# Two copies of one program differ by up to 10 % in such a race, and small machines are shared.
+TOLERANCE = 1.35
+
+
+def complaints(found: Mapping[str, Any], stored: Mapping[str, Any] | None) -> list[str]:
+    """A sentence for each point that got worse.
+
+    Args:
+      found: the results of this run.
+      stored: results to compare with; None, or of another kind of device: the bounds of the cases hold instead.
+    """
+    same = stored is not None and stored["device"] == found["device"]
+    before = {key(point): ratios(point, clock(found))["baseline"] for point in stored["points"]} if same else {}
+    sentences = []
+    for point in found["points"]:
+        ratio = ratios(point, clock(found))["baseline"]
+        if ratio is None:
+            continue
+        case, old = cases.by_name()[point["case"]], before.get(key(point))
+        name = f"{case.name}, {point['dtype']}, {label(point['size']) or 'no size'}, {point['mode']}"
+        against = f"jaxloss took {ratio:.2f} of the time of {case.baseline}"
+        if old is not None and ratio > TOLERANCE * old:
+            sentences.append(f"{name}: {against}, stored is {old:.2f}.")
+        elif old is None and ratio > case.bound:
+            sentences.append(f"{name}: {against}, at most {case.bound:g} is allowed where nothing is stored.")
+    return sentences
