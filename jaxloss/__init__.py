@@ -2,12 +2,14 @@
 
 jl.huber, jl.softmax_cross_entropy, ...      the losses, flat; `jl.catalogue` lists and finds them
 jl.make_train_step(loss_fn, optimizer)       one step for any of them and any optax optimizer
+jl.train                                     the loop, checkpoints, learning-rate finder and diagnosis around it
 jl.frames, jl.reduce, jl.Mean                what a loss of your own is made of
 jl.check, jl.checked                         are these values legal? eagerly, or inside jit
 jaxloss.testing.check_loss                   your own loss under every law
 """
 
 from jaxloss import catalogue as catalogue
+from jaxloss import train as train
 from jaxloss._version import __version__ as __version__
 from jaxloss.checks import check as check
 from jaxloss.checks import checked as checked

@@ -26,6 +26,7 @@ LISTS = (
     "tests/mutants_checks.py",
     "tests/train/mutants.py",
     "tests/train/mutants_checkpoints.py",
+    "tests/train/mutants_diagnosis.py",
     "tests/train/mutants_fit.py",
     "tests/train/mutants_scale_out.py",
     "tests/lab/mutants.py",
