@@ -27,9 +27,9 @@ Floats = npt.NDArray[np.float64]
 _CHUNK = 10
 
 # The suggestion is where half of the fall is done, at most this part of the rate at the minimum. Measured on 112 range
-# tests (7 problems, batches of 8 to 64 rows, sgd, momentum, adam, lion), each followed by 200 steps at the suggested
-# rate: on average they ended 6 % of the reachable fall above the best of 31 rates, twice above half of it. The usual
-# suggestion, the steepest fall: 37 % and 30 times, because one noisy step is steeper than the trend.
+# tests (benchmarks/range_tests.py: 7 problems, sgd, momentum, adam, lion), each followed by 200 steps at the suggested
+# rate: on average they ended 7 % of the reachable fall above the best of 31 rates, twice above half of it. The usual
+# suggestion, the steepest fall: 34 times above half, because one noisy step is steeper than the trend.
 _BELOW_MINIMUM = 5.0
 
 
