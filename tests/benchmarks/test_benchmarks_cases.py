@@ -1,6 +1,6 @@
-"""Every case, tiny: ours, optax's and the plain forms do what the truth says, and the truth is its own derivative.
+"""Quick cases, tiny: ours, optax's and the plain forms do what the truth says, and the truth is its own derivative.
 
-Whole programs and other peers are too slow to start; continuous integration has them in `python -m benchmarks --tiny`.
+All cases and peers are too slow to start here; continuous integration has them in `python -m benchmarks --tiny`.
 """
 
 import numpy as np
@@ -11,7 +11,7 @@ from benchmarks.__main__ import main
 from benchmarks.case import GRADIENT
 from benchmarks.measure import Team, measure
 
-NAMES = [name for name in cases.by_name() if name not in {case.name for case in cases.select(["program"])}]
+NAMES = [case.name for case in cases.select(["elementwise"])]
 DIFFERENTIABLE = [name for name, case in cases.by_name().items() if GRADIENT in case.modes]
 
 
