@@ -22,9 +22,10 @@ from jaxloss.train.activations import CUTS_TO_ZERO, SATURATES, Position, Survey,
 from jaxloss.train.canvas import COLOURS, axes, save
 from jaxloss.train.findings import Step, findings
 from jaxloss.train.interpreter import Path, walk
+from jaxloss.train.nonfinite import nan_terms
 from jaxloss.train.origin import first_nonfinite
 from jaxloss.train.rows import Activation, Layer, activation_table, layer_table
-from jaxloss.train.state import State, is_traced
+from jaxloss.train.state import State, check_readable
 from jaxloss.train.step import TrainStep
 
 __all__ = ["Activation", "Diagnosis", "Layer", "diagnose"]
@@ -205,7 +206,7 @@ def _program(
             "step": state.step,
             "scale": 1.0 if scale is None else scale,
             "ok": metrics.ok,
-            "nan_terms": {name: jnp.isnan(term.total) | jnp.isnan(term.value) for name, term in metrics.terms.items()},
+            "nan_terms": nan_terms(metrics.terms),
             "nonfinite": _nonfinite_entries({"batch": batch, "model_state": state.model_state}),
             "trees": (unscaled(gradient, scale), _difference(views.trained(after.params), params)),
             "flows": flows,
@@ -328,11 +329,6 @@ def _subscript(index: tuple[int, ...]) -> str:
 def _check(train_step: Any, state: Any, unit_axis: Any) -> None:
     if not isinstance(train_step, TrainStep):
         raise TypeError(f"`train_step` must be made by make_train_step; got {type(train_step).__name__}")
-    if not isinstance(state, State):
-        raise TypeError(f"`state` must be the `State` of train_step.init(params); got {type(state).__name__}")
-    if any(is_traced(leaf) for leaf in jax.tree.leaves(state)):
-        raise TypeError("`diagnose` reads figures from the device, so it cannot stand inside of jit")
-    if state.step.is_deleted():
-        raise RuntimeError("this `state` was donated to a step, and its arrays are deleted: give the one it returned")
+    check_readable(state, "`diagnose` reads figures")
     if isinstance(unit_axis, bool) or not isinstance(unit_axis, int):
         raise TypeError(f"`unit_axis` must be an integer; got {unit_axis!r}")

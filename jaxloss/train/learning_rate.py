@@ -16,7 +16,7 @@ import numpy.typing as npt
 from jaxloss.core.types import Array
 from jaxloss.train.canvas import COLOURS, axes, save
 from jaxloss.train.passes import Batches, check_batches, one_pass
-from jaxloss.train.state import State, is_traced
+from jaxloss.train.state import State, check_readable
 from jaxloss.train.step import TrainStep
 
 __all__ = ["LearningRateCurve", "find_learning_rate"]
@@ -314,12 +314,7 @@ def _check(
             "`make_step` must be a function of a learning rate, as in "
             f"lambda rate: make_train_step(loss_fn, optax.adam(rate)); got {type(make_step).__name__}"
         )
-    if not isinstance(state, State):
-        raise TypeError(f"`state` must be the `State` of train_step.init(params); got {type(state).__name__}")
-    if is_traced(state.step):
-        raise TypeError("a range test reads losses from the device, so it cannot stand inside of jit")
-    if state.step.is_deleted():
-        raise RuntimeError("this `state` was donated to a step, and its arrays are deleted: give the one it returned")
+    check_readable(state, "a range test reads losses")
     check_batches("batches", batches)
     if not 0 < lowest < highest < math.inf:
         raise ValueError(f"rates must grow: 0 < `lowest` < `highest`; got {lowest} and {highest}")

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jaxloss.core.reduction import Mean
 from jaxloss.core.types import Array
 
-__all__ = ["Report", "all_defined", "all_finite", "count_infinite", "report", "update_if"]
+__all__ = ["Report", "all_defined", "all_finite", "count_infinite", "nan_terms", "report", "update_if"]
 
 
 @jax.tree_util.register_dataclass
@@ -63,7 +63,13 @@ def all_finite(gradient: Any, norm: Array) -> Array:
 
 def all_defined(terms: Mapping[str, Mean]) -> Array:
     """Whether no term is nan. One of +inf with a finite gradient (a row that no model explains) is no fault."""
-    return functools.reduce(operator.and_, [~_is_nan(term) for term in terms.values()])
+    return functools.reduce(operator.and_, [~flag for flag in nan_terms(terms).values()])
+
+
+def nan_terms(terms: Mapping[str, Mean]) -> dict[str, Array]:
+    """Which terms are nan, by name."""
+    # The total as well: over a weight of 0 the value is 0 whatever the total is.
+    return {name: jnp.isnan(term.total) | jnp.isnan(term.value) for name, term in terms.items()}
 
 
 def count_infinite(terms: Mapping[str, Mean]) -> Array:
@@ -93,12 +99,7 @@ def report(ok: Array, step: Array, gradient: Any, terms: Mapping[str, Mean]) -> 
     return Report(
         ok=ok,
         step=step,
-        nan_terms={name: _is_nan(term) for name, term in terms.items()},
+        nan_terms=nan_terms(terms),
         nan=jax.tree.map(lambda leaf: jnp.isnan(leaf).any(), gradient),
         infinite=jax.tree.map(lambda leaf: jnp.isinf(leaf).any(), gradient),
     )
-
-
-def _is_nan(term: Mean) -> Array:
-    # The total as well: over a weight of 0 the value is 0 whatever the total is.
-    return jnp.isnan(term.total) | jnp.isnan(term.value)

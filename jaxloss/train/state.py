@@ -16,7 +16,7 @@ from jaxloss.core.reduction import Mean
 from jaxloss.core.types import Array
 from jaxloss.train.precision import LossScale
 
-__all__ = ["Metrics", "State", "first_state"]
+__all__ = ["Metrics", "State", "check_readable", "first_state", "is_traced"]
 
 
 @jax.tree_util.register_dataclass
@@ -160,6 +160,19 @@ def _place(leaf: Array, mesh: Mesh | None) -> Array:
         # the processes give, so one that was started with another seed is an error.
         return jax.device_put(np.asarray(leaf), sharding)
     return jax.device_put(leaf, sharding)
+
+
+def check_readable(state: Any, reading: str) -> None:
+    """Refuse what no figures can be read off; `reading` says who reads what.
+
+    Raises: TypeError for what is no `State`, or is traced; RuntimeError for a state that was donated.
+    """
+    if not isinstance(state, State):
+        raise TypeError(f"`state` must be the `State` of train_step.init(params); got {type(state).__name__}")
+    if any(is_traced(leaf) for leaf in jax.tree.leaves(state)):
+        raise TypeError(f"{reading} from the device, so it cannot stand inside of jit")
+    if state.step.is_deleted():
+        raise RuntimeError("this `state` was donated to a step, and its arrays are deleted: give the one it returned")
 
 
 def is_traced(leaf: object) -> bool:

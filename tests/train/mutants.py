@@ -338,7 +338,7 @@ MUTANTS = [
     (
         _NONFINITE,
         "an infinite term skips the step",
-        "[~_is_nan(term) for term in terms.values()]",
+        "[~flag for flag in nan_terms(terms).values()]",
         "[jnp.isfinite(term.value) for term in terms.values()]",
         "tests/train/test_nonfinite.py -k infinite_term",
     ),

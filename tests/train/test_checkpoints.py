@@ -20,6 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from compiles import COMPILES
 from jax.sharding import AxisType, NamedSharding, SingleDeviceSharding
 from jax.sharding import PartitionSpec as P
 from optax import contrib
@@ -28,16 +29,6 @@ from jaxloss.train import State, make_train_step
 from jaxloss.train.checkpoints import restore, save, saved_steps
 
 pytestmark = pytest.mark.skipif(jax.device_count() < 4, reason="needs four (forced) devices")
-
-_COMPILES: list[str] = []
-
-
-def _heard(event, duration, **_):
-    if event.endswith("backend_compile_duration"):
-        _COMPILES.append(event)
-
-
-jax.monitoring.register_event_duration_secs_listener(_heard)
 
 
 def state_of(params=None, *, at=0, **fields):
@@ -155,9 +146,9 @@ def test_nothing_compiles_when_a_restored_state_meets_a_compiled_step(tmp_path):
     save(tmp_path, state)
     for like in (state, jax.eval_shape(init)):
         found = restore(tmp_path, like)
-        before = len(_COMPILES)
+        before = len(COMPILES)
         found, _ = step(found, worker.BATCHES[1])
-        assert len(_COMPILES) == before
+        assert len(COMPILES) == before
         assert found.step == 2
 
 
@@ -217,15 +208,15 @@ def test_from_one_mesh_onto_another_without_a_compilation(tmp_path):
     assert_same(found, state)
     assert layout(found) == layout(like)
     assert found.params["w"].sharding.spec == P("a", "b")
-    before = len(_COMPILES)
+    before = len(COMPILES)
     second(found, ROWS)
-    assert len(_COMPILES) == before
+    assert len(COMPILES) == before
 
     home = restore(tmp_path, state)  # and back to where it was
     assert layout(home) == layout(state)
-    before = len(_COMPILES)
+    before = len(COMPILES)
     first(home, ROWS)
-    assert len(_COMPILES) == before
+    assert len(COMPILES) == before
 
 
 def test_from_a_mesh_onto_one_device_and_back(tmp_path):

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from compiles import COMPILES
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -25,16 +26,6 @@ from jaxloss.train.tally import AHEAD, Log
 RNG = np.random.default_rng(0)
 PARAMS = {"w": np.array([0.3, -0.2, 0.5], np.float32)}
 ROWS = {"x": RNG.normal(size=(70, 3)).astype(np.float32), "y": RNG.normal(3, 4, 70).astype(np.float32)}
-
-_COMPILES: list[str] = []
-
-
-def _heard(event, duration, **_):
-    if event.endswith("backend_compile_duration"):
-        _COMPILES.append(event)
-
-
-jax.monitoring.register_event_duration_secs_listener(_heard)
 
 
 def cut(rows, size):
@@ -287,9 +278,9 @@ def test_a_short_batch_compiles_nothing_with_a_mask():
     batches, counts = cut(ROWS, 32), []
     for given in (batches[:2] * 2, batches[:2] * 2, batches):  # the first time helpers are compiled too
         step = make_train_step(loss_fn, optax.adam(0.1))
-        before = len(_COMPILES)
+        before = len(COMPILES)
         fitted = fit(step, step.init(PARAMS), given, mask="mask", validation=given, progress=False)
-        counts.append(len(_COMPILES) - before)
+        counts.append(len(COMPILES) - before)
     assert counts[2] == counts[1], counts
     step = make_train_step(loss_fn, optax.adam(0.1))
     with pytest.warns(UserWarning, match="compiled"):  # without a mask

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from compiles import COMPILES
 from flax import nnx
 from flax.training.train_state import TrainState
 from sklearn.datasets import load_digits
@@ -371,26 +372,15 @@ def compile_quickly():
     jax.config.update("jax_disable_most_optimizations", False)
 
 
-_COMPILES: list[str] = []
-
-
-def _heard(event, duration, **_):
-    if event.endswith("backend_compile_duration"):
-        _COMPILES.append(event)
-
-
-jax.monitoring.register_event_duration_secs_listener(_heard)
-
-
 def train(made, tx, parts=1, steps=STEPS):
     """As a user does; one compile must do."""
     step = jl.make_train_step(made.loss_fn, tx, accumulate=parts)
     state, losses = step.init(made.params, model_state=made.model_state, key=made.key), []
-    before = len(_COMPILES)
+    before = len(COMPILES)
     for _ in range(steps):
         state, metrics = step(state, BATCH)
         losses.append(metrics.loss)
-    assert len(_COMPILES) - before == 1
+    assert len(COMPILES) - before == 1
     assert int(state.skipped) == 0
     return step, state, np.array(losses)
 

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from compiles import COMPILES
 from optimizers import IMPOSSIBLE, ROWS
 
 from jaxloss import reduce
@@ -21,16 +22,6 @@ BATCH = {
 }
 PARAMS = {"w": np.full((4, 2), 0.1, np.float32), "b": np.zeros(2, np.float32)}
 STEPS = 5
-
-_COMPILES: list[str] = []
-
-
-def _heard(event, duration, **_):
-    if event.endswith("backend_compile_duration"):
-        _COMPILES.append(event)
-
-
-jax.monitoring.register_event_duration_secs_listener(_heard)
 
 
 def errors(params, batch):
@@ -88,12 +79,12 @@ def test_as_by_hand_donated_in_one_compile(name):
     row = ROWS[name]
     step = make_train_step(loss_fn, row.make(), accumulate=2, per_example_gradients=row.shape == "examples")
     state = step.init(optax.LookaheadParams.init_synced(PARAMS) if row.shape == "pair" else PARAMS)
-    before, losses = len(_COMPILES), []
+    before, losses = len(COMPILES), []
     for _ in range(STEPS):
         old = state
         state, metrics = step(state, BATCH)
         losses.append(metrics.loss)
-    assert len(_COMPILES) - before == 1
+    assert len(COMPILES) - before == 1
     assert jax.tree.leaves(old.params)[0].is_deleted()
     assert int(state.skipped) == 0
     params, expected = by_hand(row)

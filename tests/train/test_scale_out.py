@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from compiles import COMPILES
 from jax.sharding import AxisType, NamedSharding, reshard
 from jax.sharding import PartitionSpec as P
 from optax import contrib
@@ -50,16 +51,6 @@ LAYOUTS = {
     "tensor sharded": {"w1": P(), "b1": P(), "w2": P(None, "model"), "b2": P("model")},
     "both": {"w1": P("data"), "b1": P("data"), "w2": P("data", "model"), "b2": P("model")},
 }
-
-_COMPILES: list[str] = []
-
-
-def _heard(event, duration, **_):
-    if event.endswith("backend_compile_duration"):
-        _COMPILES.append(event)
-
-
-jax.monitoring.register_event_duration_secs_listener(_heard)
 
 
 # The model, as it is written for one device and for an Auto mesh, and for an Explicit one
@@ -199,10 +190,10 @@ def train(kind, layout, optimizer, *, batches=BATCHES, **options):
         state = step.init(spread(layout, mesh), model_state=MODEL_STATE, key=KEY)
         before = places(state)
         assert all(sharding.mesh == mesh for sharding, _ in before.values())
-        sharded, compiles = [on_rows(batch, mesh) for batch in batches], len(_COMPILES)
+        sharded, compiles = [on_rows(batch, mesh) for batch in batches], len(COMPILES)
         for batch in sharded:
             state, metrics = step(state, batch)
-        assert len(_COMPILES) - compiles == 1
+        assert len(COMPILES) - compiles == 1
         assert_same_places(before, places(state))
     return state, metrics, step
 
@@ -276,10 +267,10 @@ def train_line(kind, optimizer, specs=LINE_SHARDED, batches=LINE_BATCHES, put=on
     with jax.set_mesh(mesh):
         step = make_train_step(line_loss_for(kind), optimizer, **options)
         state = step.init(line_on(mesh, specs))
-        before, compiles = places(state), len(_COMPILES)
+        before, compiles = places(state), len(COMPILES)
         for batch in batches:
             state, metrics = step(state, put(batch, mesh))
-        assert len(_COMPILES) - compiles == 1
+        assert len(COMPILES) - compiles == 1
         assert_same_places(before, places(state))
     return state, metrics, step
 
@@ -346,12 +337,12 @@ def test_evaluate_on_a_mesh(kind):
     with jax.set_mesh(mesh):
         step = make_train_step(line_loss_for(kind), optax.adam(0.05), accumulate=4)
         state = step.init(line_on(mesh))
-        before, compiles = jax.device_get(state), len(_COMPILES)
+        before, compiles = jax.device_get(state), len(COMPILES)
         first, second, third = (on_rows(batch, mesh) for batch in LINE_BATCHES)
         found = step.evaluate(state, first)["loss"]
         for batch in (second, third):
             found = found.merge(step.evaluate(state, batch)["loss"])
-        assert len(_COMPILES) - compiles <= 2  # one, and the merge's additions
+        assert len(COMPILES) - compiles <= 2  # one, and the merge's additions
         host = step.evaluate(state, LINE_BATCHES[0])["loss"]
     total = weight = 0
     for batch in reversed(LINE_BATCHES):  # so that the last ones are those of the first batch
@@ -397,10 +388,10 @@ def test_masters_stay_sharded_and_so_does_their_copy_in_half_precision():
     with jax.set_mesh(mesh):
         step = make_train_step(loss_fn, optax.sgd(0.05), compute_dtype=jnp.bfloat16, accumulate=2)
         state = step.init(line_on(mesh))
-        before, compiles = places(state), len(_COMPILES)
+        before, compiles = places(state), len(COMPILES)
         for batch in LINE_BATCHES:
             state, _ = step(state, on_rows(batch, mesh))
-        assert len(_COMPILES) - compiles == 1
+        assert len(COMPILES) - compiles == 1
     assert_same_places(before, places(state))
     assert {leaf.dtype.name for leaf in jax.tree.leaves(state.params)} == {"float32"}
     for params in seen:

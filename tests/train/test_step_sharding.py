@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from compiles import COMPILES
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -24,16 +25,6 @@ BATCH = {
 PARAMS = {"w": RNG.normal(size=(4, 6)).astype(np.float32), "b": np.zeros(6, np.float32)}
 
 ADAM = optax.adam(0.1)
-
-_COMPILES: list[str] = []
-
-
-def _heard(event, duration, **_):
-    if event.endswith("backend_compile_duration"):
-        _COMPILES.append(event)
-
-
-jax.monitoring.register_event_duration_secs_listener(_heard)
 
 
 def loss_fn(params, batch):
@@ -71,10 +62,10 @@ def test_sharded_params_on_an_auto_mesh(optimizer):
     before = layout(state)
     assert all(sharding.mesh == mesh for sharding, _ in before.values())
     assert state.key.sharding.spec == state.step.sharding.spec == state.model_state.sharding.spec == P()
-    count = len(_COMPILES)
+    count = len(COMPILES)
     for _ in range(3):
         state, metrics = step(state, batch)
-    assert len(_COMPILES) - count == 1
+    assert len(COMPILES) - count == 1
     assert same_places(before, layout(state))
     assert state.params["w"].sharding.spec == P(None, "model")
     if optimizer is ADAM:
@@ -136,6 +127,6 @@ def test_two_spellings_of_one_layout_are_compiled_once():
     state, _ = step(state, jax.device_put(np.ones(4, np.float32), short))
     state = dataclasses.replace(state, params=jax.device_put(np.asarray(state.params), short))
     assert state.params.sharding.spec == P("data")
-    count = len(_COMPILES)
+    count = len(COMPILES)
     step(state, jax.device_put(np.ones(4, np.float32), short))
-    assert len(_COMPILES) == count
+    assert len(COMPILES) == count

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from compiles import COMPILES
 
 from jaxloss import Mean, reduce
 from jaxloss.train import Aux, Metrics, State, make_train_step
@@ -23,22 +24,11 @@ def loss_fn(params, batch):
     return reduce((batch["x"] @ params["w"] - batch["y"]) ** 2, reduction="partial")
 
 
-_COMPILES: list[str] = []
-
-
-def _heard(event, duration, **_):
-    if event.endswith("backend_compile_duration"):
-        _COMPILES.append(event)
-
-
-jax.monitoring.register_event_duration_secs_listener(_heard)
-
-
 @contextlib.contextmanager
 def compiles(count):
-    before = len(_COMPILES)
+    before = len(COMPILES)
     yield
-    assert len(_COMPILES) - before == count
+    assert len(COMPILES) - before == count
 
 
 @pytest.mark.parametrize("nonfinite", ["skip", "propagate", "raise"])
