@@ -9,6 +9,7 @@ from coefficients import FITS, coefficients
 from exact import spread, ulps
 from jax.test_util import check_grads
 
+import jaxloss as jl
 from jaxloss.core import formulas, numerics
 
 mpf = mp.mpf
@@ -155,13 +156,14 @@ def test_binary_pieces_have_hessians_at_zero_too(x, t):
     with jax.enable_x64(True):
         for f in (
             lambda x, t: formulas.binary_nll(x, t),
-            lambda x, t: formulas.weighted_binary_nll(x, 2.5 * t, 1 - t),
+            lambda x, t: formulas.weighted_binary_nll(x, t, 2.5),
             lambda x, t: formulas.binary_focal(x, t, 2.0),
             lambda x, t: formulas.binary_focal(x, t, 0.5),
             lambda x, t: formulas.sigmoid(x) * t,
         ):
             check_grads(f, (x, t), order=1, modes=("fwd", "rev"), atol=1e-5, rtol=1e-5)
             check_grads(lambda x, f=f: f(x, t), (x,), order=2, modes=("fwd", "rev"), atol=1e-5, rtol=1e-5)
+        check_grads(lambda w: formulas.weighted_binary_nll(x, t, w), (2.5,), order=2, modes=("fwd", "rev"))
         check_grads(lambda g: formulas.binary_focal(x, t, g), (1.5,), order=2, modes=("fwd", "rev"))
         check_grads(lambda n, g: formulas.focal(n, g), (0.3 + x * x, 1.5), order=2, modes=("fwd", "rev"))
 
@@ -229,7 +231,36 @@ def test_many_classes_have_hessians(offset):
         check_grads(lambda z: formulas.label_nll(z, y, 1), (z,), order=2, modes=("fwd", "rev"), rtol=1e-5)
 
 
+@pytest.mark.parametrize("offset", [-2e3, 2e3])
+def test_vmapped_rows_out_of_range_have_hessians(offset):
+    """vmap computes both branches for every row."""
+    rng = np.random.default_rng(0)
+    with jax.enable_x64(True):
+        z = np.array([[0.0], [offset]]) + rng.normal(size=(2, 32))
+        got = jax.vmap(jax.hessian(lambda z: formulas.label_nll(z, np.int32(3), 0)))(z)
+        p = jax.nn.softmax(z, axis=1)
+        want = p[:, :, None] * np.eye(32)[None] - p[:, :, None] * p[:, None, :]
+        np.testing.assert_allclose(got, want, rtol=1e-9, atol=1e-12)
+
+
 def test_a_row_of_nothing_is_nan():
     z = jnp.full((1, 3), -jnp.inf)
     assert jnp.isnan(formulas.label_nll(z, jnp.array([0]), 1)[0])
     assert jnp.all(jnp.isnan(formulas.softmax(z, 1)))
+
+
+ONE_PASS = {
+    "sigmoid_cross_entropy": lambda x, t: jl.sigmoid_cross_entropy(x, t),
+    "huber": lambda x, t: jl.huber(x, t),
+    "log_cosh": lambda x, t: jl.log_cosh(x, t),
+    "hinge": lambda x, t: jl.hinge(x, t),
+}
+
+
+@pytest.mark.parametrize("name", ONE_PASS)
+def test_value_and_slope_are_one_pass_each(name):
+    """Nothing of the size of the inputs is written out, which is what sharing costs on a CPU."""
+    x = jax.ShapeDtypeStruct((100_000,), jnp.float32)
+    for program in (ONE_PASS[name], jax.value_and_grad(ONE_PASS[name])):
+        temporary = jax.jit(program).lower(x, x).compile().memory_analysis().temp_size_in_bytes
+        assert temporary < 0.1 * x.size * 4

@@ -154,3 +154,20 @@ def test_triplets_of_the_zero_anchor():
     zero = jnp.zeros_like(Z)
     far = jl.triplet_margin(zero, zero, W, margin=100.0, reduction="none")
     np.testing.assert_allclose(far, 100.0 - np.linalg.norm(W, axis=-1), rtol=1e-6)
+
+
+def test_infinite_logits_are_certainty():
+    x = jnp.array([jnp.inf, jnp.inf, -jnp.inf, -jnp.inf, jnp.inf, -jnp.inf])
+    t = jnp.array([1.0, 0.0, 0.0, 1.0, 1e-30, 1.0 - 2**-24])
+    for options in ({}, {"positive_weight": 2.0}):
+        value, pull = jax.vjp(lambda x, o=options: jl.sigmoid_cross_entropy(x, t, reduction="none", **o), x)
+        np.testing.assert_array_equal(value, [0, np.inf, 0, np.inf, np.inf, np.inf])
+        w = options.get("positive_weight", 1.0)
+        np.testing.assert_allclose(pull(jnp.ones(6))[0], [0, 1, 0, -w, 1, -w], rtol=1e-6)
+
+
+def test_hinge_at_the_margin_does_not_pull():
+    scores, signs = jnp.array([1.0, 0.5, -1.0, 3.0]), jnp.array([1.0, 1.0, -1.0, -1.0])
+    for k, want in ((0, [0.0, -1.0, 0.0, 1.0]), (1, [0.0, -0.5, 0.0, -3.0])):
+        got = jax.grad(lambda *a: jl.hinge(*a, reduction="sum"), k)(scores, signs)
+        np.testing.assert_array_equal(got, want)

@@ -21,7 +21,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.custom_derivatives import SymbolicZero
 
-from jaxloss.core.numerics import differentiable, expm1, log1p, subtract, widen, xlogy
+from jaxloss.core.numerics import apart, differentiable, expm1, log1p, log1p_near, subtract, widen, xlogy
 from jaxloss.core.sharding import is_label, is_sharded, take_label
 from jaxloss.core.types import Array
 
@@ -107,23 +107,22 @@ _NEEDS_NO_SHIFT = (-5.0, 60.0)
 
 
 def _others(z: Array, labels: Array, m: Array, axis: int) -> Array:
-    """The sum of exp(z - m) over all classes but the label, never as a difference.
-
-    A select inside the sum would make XLA's CPU write [..., C] out (a float32 copy of bfloat16 logits). So the classes
-    are summed in groups, and only the label's own group is gathered and summed without the label.
-    """
+    """The sum of exp(z - m) over all classes but the label, never as a difference; `axis` is consumed."""
     classes = z.shape[axis]
     width = next((k for k in range(128, 7, -1) if classes % k == 0), 0)
     if width == 0 or classes < 4 * width or is_sharded(z, axis):
-        e = _exp_below(widen(z), m)
-        return jnp.sum(jnp.where(is_label(z, labels, axis), 0, e), axis=axis, keepdims=True)
+        return _beside_the_label(z, labels, m, axis)
     grouped = z.reshape(*z.shape[:axis], classes // width, width, *z.shape[axis + 1 :])
 
     def shifted(grouped: Array, m: Array) -> Array:
-        return _without_the_label(lambda z: _exp_below(z, jnp.expand_dims(m, axis + 1)), grouped, labels, axis)
+        shift = jnp.expand_dims(m, (axis, axis + 1))
+        return _in_groups(lambda z: _exp_below(z, shift), grouped, labels, axis)
 
     def unshifted(grouped: Array, m: Array) -> Array:
-        return _without_the_label(jnp.exp, grouped, labels, axis) * jnp.exp(-m)
+        # A vmapped branch is computed for every row: one out of range must not overflow, or its 0 * inf would show.
+        low, high = _NEEDS_NO_SHIFT
+        total = _in_groups(lambda z: jnp.exp(jnp.minimum(z, high + 1)), grouped, labels, axis)
+        return total * jnp.exp(-jnp.clip(m, low - 1, high + 1))
 
     def either(grouped: Array, m: Array) -> Array:
         low, high = _NEEDS_NO_SHIFT
@@ -134,17 +133,28 @@ def _others(z: Array, labels: Array, m: Array, axis: int) -> Array:
     return lax.platform_dependent(grouped, m, cpu=either, default=shifted)
 
 
-def _without_the_label(term: Callable[[Array], Array], grouped: Array, labels: Array, axis: int) -> Array:
-    """The sum of `term(z)` over groups [..., groups, width, ...] of classes but for the label."""
-    width = grouped.shape[axis + 1]
+def _beside_the_label(z: Array, labels: Array, m: Array, axis: int) -> Array:
     # Behind the barrier the widening is part of the sum; before it, XLA shares one widened copy among all its uses.
+    e = _exp_below(widen(lax.optimization_barrier(z)), jnp.expand_dims(m, axis))
+    if not 8 <= z.shape[axis] < 2**24:
+        return jnp.sum(jnp.where(is_label(z, labels, axis), 0, e), axis=axis)
+    # 0 at the label and 1 elsewhere by | - | and min, which XLA's CPU computes within the sum; a select it would write
+    # out, [..., C]. With fewer than 8 classes that is cheaper still, and beyond 2^24 float32 does not count.
+    index = lax.broadcasted_iota(e.dtype, z.shape, axis)
+    steps_away = jnp.abs(index - jnp.expand_dims(labels, axis).astype(e.dtype))
+    return jnp.sum(e * jnp.minimum(steps_away, 1), axis=axis)
+
+
+def _in_groups(term: Callable[[Array], Array], grouped: Array, labels: Array, axis: int) -> Array:
+    """The same over groups [..., groups, width, ...]: only the label's own group is gathered and sums without it."""
+    width = grouped.shape[axis + 1]
     sums = jnp.sum(term(widen(lax.optimization_barrier(grouped))), axis=axis + 1)
     group, member = labels // width, labels % width
     index = jnp.expand_dims(group, (axis, axis + 1))
     own = jnp.take_along_axis(grouped, index, axis=axis, mode="clip")
     beside = jnp.squeeze(term(widen(own)), axis)
-    rest = jnp.sum(jnp.where(is_label(beside, member, axis), 0, beside), axis=axis, keepdims=True)
-    return rest + jnp.sum(jnp.where(is_label(sums, group, axis), 0, sums), axis=axis, keepdims=True)
+    rest = jnp.sum(jnp.where(is_label(beside, member, axis), 0, beside), axis=axis)
+    return rest + jnp.sum(jnp.where(is_label(sums, group, axis), 0, sums), axis=axis)
 
 
 # The maximum, exp(z_label - max), and the sum of the others' exp(z - max).
@@ -152,8 +162,10 @@ _Parts = tuple[Array, Array, Array]
 
 
 def _label_parts(z: Array, labels: Array, axis: int) -> _Parts:
-    m = _maximum(z, axis)
-    return m, _exp_below(widen(take_label(z, labels, axis)), m), _others(z, labels, m, axis)
+    # Without the class axis: on a CPU what has a last axis of size 1 is computed one number at a time.
+    m = jnp.squeeze(_maximum(z, axis), axis)
+    at_label = _exp_below(jnp.squeeze(widen(take_label(z, labels, axis)), axis), m)
+    return m, at_label, _others(z, labels, m, axis)
 
 
 def label_nll(z: Array, labels: Array, axis: int) -> Array:
@@ -164,9 +176,9 @@ def label_nll(z: Array, labels: Array, axis: int) -> Array:
 @functools.partial(jax.custom_jvp, nondiff_argnums=(3,))
 def _label_nll(z: Array, labels: Array, parts: _Parts, axis: int) -> Array:
     m, at_label, others = parts
-    gap = _from_max(widen(take_label(z, labels, axis)), m)
+    gap = _from_max(jnp.squeeze(widen(take_label(z, labels, axis)), axis), m)
     # The label is a maximum: all that the loss is comes from the others. It is not: one of the others is 1.
-    return jnp.squeeze(jnp.where(gap == 0, log1p(others), gap + jnp.log(others + at_label)), axis)
+    return gap + log1p(jnp.where(gap == 0, others, (others - 1) + at_label))
 
 
 def _label_nll_rule(axis: int, primals: Sequence[Any], tangents: Sequence[Any]) -> tuple[Array, Array]:
@@ -176,8 +188,9 @@ def _label_nll_rule(axis: int, primals: Sequence[Any], tangents: Sequence[Any]) 
         return value, jnp.zeros_like(value)
     # Made again, because those that were given are constants, and a second derivative needs theirs; what was given
     # is then used by nobody, and not computed.
-    parts = m, at_label, others = _label_parts(z, labels, axis)
+    parts = _label_parts(z, labels, axis)
     value = _label_nll(z, labels, lax.stop_gradient(parts), axis)
+    m, at_label, others = (jnp.expand_dims(part, axis) for part in parts)
     # softmax(z) - onehot(label), with p_label - 1 taken from the others' weight: no digit of it cancels. The barrier
     # keeps XLA from holding the forward pass's exponentials [..., C] until here; they are cheaper made again.
     e = _exp_below(widen(lax.optimization_barrier(z)), m)
@@ -239,40 +252,72 @@ sigmoid = differentiable(
 )
 sigmoid.__doc__ = "1 / (1 + exp(-x)), to 2 ulp in both tails."
 
-softplus = differentiable(lambda x: jnp.maximum(x, 0) + log1p(_decay(x)), sigmoid)
+softplus = differentiable(lambda x: jnp.maximum(x, 0) + log1p_near(_decay(x)), sigmoid)
 softplus.__doc__ = "log(1 + exp(x)) = -log sigmoid(-x)."
 
 
-def _weighted_binary_value(x: Array, a: Array, b: Array) -> Array:
-    against = jnp.where(x > 0, b, a)  # the weight of the side that x speaks against
-    # Guarded, because an infinite logit on the right side is a loss of 0, not 0 * inf.
-    return jnp.where(against == 0, 0, jnp.abs(x) * against) + (a + b) * log1p(_decay(x))
+def _wrong_side_part(x: Array, a: Array, b: Array) -> Array:
+    """b max(x, 0) + a max(-x, 0), and 0 where an infinite logit is right.
+
+    inf * 0 is nan, and a select would make XLA's CPU write the entries out before it sums them. So the factor is
+    finite, and what it lacks of an infinite one is added in a form that stays 0 at 0 and overflows elsewhere.
+    """
+    largest = float(jnp.finfo(x.dtype).max)
+    finite = jnp.minimum(jnp.abs(x), largest)
+
+    def side(part: Array, weight: Array) -> Array:
+        most = jnp.minimum(part, finite)
+        lacking = jnp.minimum(part - most, largest)
+        return most * weight + (lacking * weight) * largest
+
+    return side(jnp.maximum(x, 0), b) + side(jnp.maximum(-x, 0), a)
 
 
-def _weighted_slope_value(x: Array, a: Array, b: Array) -> Array:
+def _slope_of_sides(x: Array, a: Array, b: Array, one: Array) -> Array:
+    """b sigmoid(x) - a sigmoid(-x), by one numerator."""
     e = _decay(x)
-    return jnp.where(x > 0, b - a * e, b * e - a) / (1 + e)
+    return jnp.where(x > -x, b - a * e, b * e - a) / (one + e)
 
 
-# b sigmoid(x) - a sigmoid(-x), by one numerator.
-_weighted_binary_slope = differentiable(
-    _weighted_slope_value,
-    lambda x, a, b: (a + b) * sigmoid(x) * sigmoid(-x),
-    lambda x, a, b: -sigmoid(-x),
-    lambda x, a, b: sigmoid(x),
+def _binary_slope_value(x: Array, t: Array) -> Array:
+    x, t, one = apart(x, t, jnp.ones((), x.dtype))
+    return _slope_of_sides(x, t, one - t, one)
+
+
+# sigmoid(x) - t
+_binary_slope = differentiable(
+    _binary_slope_value,
+    lambda x, t: sigmoid(x) * sigmoid(-x),
+    lambda x, t: -jnp.ones_like(x),
 )
-
-weighted_binary_nll = differentiable(
-    _weighted_binary_value, _weighted_binary_slope, lambda x, a, b: softplus(-x), lambda x, a, b: softplus(x)
-)
-weighted_binary_nll.__doc__ = "-a log sigmoid(x) - b log sigmoid(-x), for a, b >= 0."
 
 binary_nll = differentiable(
-    lambda x, t: _weighted_binary_value(x, t, 1 - t),
-    lambda x, t: _weighted_binary_slope(x, t, 1 - t),
+    lambda x, t: _wrong_side_part(x, t, 1 - t) + log1p_near(_decay(x)),
+    _binary_slope,
     lambda x, t: -x,  # the difference of two softplus, which would cancel near 0
 )
 binary_nll.__doc__ = "-t log sigmoid(x) - (1 - t) log sigmoid(-x), for t in [0, 1]."
+
+
+def _weighted_slope_value(x: Array, t: Array, w: Array) -> Array:
+    x, t, w, one = apart(x, t, w, jnp.ones((), x.dtype))
+    return _slope_of_sides(x, w * t, one - t, one)
+
+
+_weighted_slope = differentiable(
+    _weighted_slope_value,
+    lambda x, t, w: (w * t + (1 - t)) * sigmoid(x) * sigmoid(-x),
+    lambda x, t, w: -w * sigmoid(-x) - sigmoid(x),
+    lambda x, t, w: -t * sigmoid(-x),
+)
+
+weighted_binary_nll = differentiable(
+    lambda x, t, w: _wrong_side_part(x, w * t, 1 - t) + (w * t + (1 - t)) * log1p_near(_decay(x)),
+    _weighted_slope,
+    lambda x, t, w: w * softplus(-x) - softplus(x),
+    lambda x, t, w: t * softplus(-x),
+)
+weighted_binary_nll.__doc__ = "-w t log sigmoid(x) - (1 - t) log sigmoid(-x), for t in [0, 1] and a scalar w >= 0."
 
 
 # --- Focal --------------------------------------------------------------------------------------------------------
@@ -362,7 +407,7 @@ def _binary_focal_slope(x: Array, t: Array, gamma: Array) -> Array:
     # d/dx of q^gamma l = q^gamma (gamma (1 - 2t) swing l + l').
     swing = _swing(x, t)
     pull = jnp.where(swing == 0, 0, swing * binary_nll(x, t))
-    own = _weighted_binary_slope(x, t, 1 - t)
+    own = _binary_slope(x, t)
     return _power(_binary_miss(x, t), gamma) * (gamma * (1 - 2 * t) * pull + own)
 
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jaxloss.core.compiled import compiled
 from jaxloss.core.formulas import binary_focal, binary_nll, weighted_binary_nll
 from jaxloss.core.frames import pointwise
-from jaxloss.core.numerics import differentiable, log1p, xlogy
+from jaxloss.core.numerics import apart, differentiable, log1p, xlogy
 from jaxloss.core.types import (
     Array,
     BinaryLogit,
@@ -61,7 +61,7 @@ def sigmoid_cross_entropy(
             t = t * (1 - label_smoothing) + 0.5 * label_smoothing
         if positive_weight is None:
             return binary_nll(x, t)
-        return weighted_binary_nll(x, positive_weight * t, 1 - t)
+        return weighted_binary_nll(x, t, positive_weight)
 
     return pointwise(
         value,
@@ -173,6 +173,19 @@ def binary_cross_entropy(
     )
 
 
+def _hinge_slope(scores: Array, signs: Array) -> Array:
+    scores, signs, zero, one = apart(scores, signs, jnp.zeros((), scores.dtype), jnp.ones((), scores.dtype))
+    return jnp.where(signs * scores < one, -signs, zero)
+
+
+# Written down, because the derivative of a maximum at a tie is one half of each: at the margin it is to be 0.
+_hinge = differentiable(
+    lambda scores, signs: jnp.maximum(1 - signs * scores, 0),
+    _hinge_slope,
+    lambda scores, signs: jnp.where(signs * scores < 1, -scores, 0),
+)
+
+
 @compiled
 def hinge(
     scores: Real,
@@ -198,8 +211,4 @@ def hinge(
     Reference: Cortes and Vapnik (1995), Support-vector networks, Machine Learning 20(3).
     """
 
-    def value(scores: Array, signs: Array) -> Array:
-        margin = signs * scores
-        return jnp.where(margin < 1, 1 - margin, 0)
-
-    return pointwise(value, scores=scores, signs=signs, where=where, weights=weights, reduction=reduction)
+    return pointwise(_hinge, scores=scores, signs=signs, where=where, weights=weights, reduction=reduction)

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 
 from jaxloss.core.compiled import compiled
 from jaxloss.core.frames import eventwise, pointwise, statistic
-from jaxloss.core.numerics import absolute, differentiable, scale_exponent, unit, widen
+from jaxloss.core.numerics import absolute, of_residual, scale_exponent, tanh, unit, widen
 from jaxloss.core.numerics import log_cosh as log_cosh_of
 from jaxloss.core.types import Array, Mask, Positive, Real, Reduction, Weights
 
@@ -120,7 +120,7 @@ def _huber_value(r: Array, delta: Array) -> Array:
 
 
 # Written down, because the derivative of the form above is q - delta + delta: 0 for every small r.
-_huber = differentiable(
+_huber = of_residual(
     _huber_value,
     lambda r, delta: jnp.clip(r, -delta, delta),
     lambda r, delta: jnp.maximum(jnp.abs(r) - delta, 0),
@@ -156,7 +156,7 @@ def huber(
     """
 
     def value(predictions: Array, targets: Array, delta: Array) -> Array:
-        return _huber(predictions - targets, delta)
+        return _huber(predictions, targets, delta)
 
     return pointwise(
         value,
@@ -174,7 +174,7 @@ def _smooth_l1_value(r: Array, beta: Array) -> Array:
     return (q / beta) * (jnp.abs(r) - 0.5 * q)  # q / beta <= 1: a huge r over a small beta does not overflow
 
 
-_smooth_l1 = differentiable(
+_smooth_l1 = of_residual(
     _smooth_l1_value,
     lambda r, beta: jnp.clip(r / beta, -1, 1),
     lambda r, beta: -0.5 * jnp.square(jnp.minimum(jnp.abs(r) / beta, 1)),
@@ -209,7 +209,7 @@ def smooth_l1(
     """
 
     def value(predictions: Array, targets: Array, beta: Array) -> Array:
-        return _smooth_l1(predictions - targets, beta)
+        return _smooth_l1(predictions, targets, beta)
 
     return pointwise(
         value,
@@ -220,6 +220,9 @@ def smooth_l1(
         weights=weights,
         reduction=reduction,
     )
+
+
+_log_cosh = of_residual(log_cosh_of, tanh)
 
 
 @compiled
@@ -248,7 +251,7 @@ def log_cosh(
     """
 
     def value(predictions: Array, targets: Array) -> Array:
-        return log_cosh_of(predictions - targets)
+        return _log_cosh(predictions, targets)
 
     return pointwise(value, predictions=predictions, targets=targets, where=where, weights=weights, reduction=reduction)
 
