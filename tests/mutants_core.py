@@ -70,7 +70,7 @@ MUTANTS = [
     (SHARDING, "a sharded class axis is gathered", "    if is_sharded(scores, axis):", "    if False:", "tests/test_sharding.py -k class_axis"),
     # --- numerics
     (NUMERICS, "a slope multiplies tangents that are zero", "if slope is not None and not isinstance(tangent, SymbolicZero)", "if slope is not None", PIECES),
-    (NUMERICS, "log1p by XLA", "    if x.dtype == jnp.float64:\n        return jnp.log1p(x)", "    if True:\n        return jnp.log1p(x)", PIECES + " -k log1p"),
+    (NUMERICS, "log1p by XLA", "    if x.dtype == jnp.float64:\n        return jnp.log1p(x)\n    # x - s", "    if True:\n        return jnp.log1p(x)\n    # x - s", PIECES + " -k log1p"),
     (NUMERICS, "expm1 by XLA", "    if x.dtype == jnp.float64:\n        return jnp.expm1(x)", "    if True:\n        return jnp.expm1(x)", PIECES + " -k expm1"),
     (NUMERICS, "log cosh by its definition", "    return inner + (beyond + log1p_near(_BEYOND_ONE * jnp.exp(-2 * beyond) - _BEYOND_ONE))", "    return jnp.log(jnp.cosh(x))", PIECES + " -k log_cosh"),
     (NUMERICS, "a coefficient is off in the seventh digit", "0.3333333366026371", "0.3333334366026371", PIECES),
@@ -84,7 +84,7 @@ MUTANTS = [
     (FORMULAS, "the grouped sum forgets the label's group", "    return rest + jnp.sum(jnp.where", "    return 0 * rest + jnp.sum(jnp.where", PIECES),
     (FORMULAS, "exp without a shift whatever the range", "lax.cond(jnp.all((m >= low) & (m <= high)), unshifted", "lax.cond(jnp.all(m >= low), unshifted", PIECES + " -k 'every_offset'"),
     (FORMULAS, "one row decides for all", "lax.cond(jnp.all((m >= low) & (m <= high)), unshifted", "lax.cond(jnp.any((m >= low) & (m <= high)), unshifted", PIECES + " -k 'out_of_range'"),
-    (FORMULAS, "the sum without a shift is not scaled", "grouped, labels, axis) * jnp.exp(-m)", "grouped, labels, axis)", PIECES + " -k 'every_offset'"),
+    (FORMULAS, "the sum without a shift is not scaled", "        return total * jnp.exp(-jnp.clip(m, low - 1, high + 1))", "        return total", PIECES + " -k 'every_offset'"),
     (FORMULAS, "the label's neighbours are left out too", "jnp.minimum(steps_away, 1)", "jnp.minimum(0.5 * steps_away, 1)", PIECES + " -k 'plain_sum and 64'"),
     (FORMULAS, "a branch for other rows overflows", "jnp.exp(jnp.minimum(z, high + 1))", "jnp.exp(z)", PIECES + " -k vmapped_rows_out_of_range"),
     (FORMULAS, "second derivatives take the parts for constants", "    parts = _label_parts(z, labels, axis)\n", "    parts = lax.stop_gradient(_label_parts(z, labels, axis))\n", PIECES + " -k 'have_hessians'"),

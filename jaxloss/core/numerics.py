@@ -305,8 +305,8 @@ def of_residual(
     """`value(predictions - targets, *scalars)` with the derivatives `slope` in the residual and `scalar_slopes`."""
 
     def pull(p: Array, t: Array, *scalars: Array) -> Array:
-        p, t, *scalars = apart(p, t, *scalars)
-        return slope(p - t, *scalars)
+        p, t, *others = apart(p, t, *scalars)
+        return slope(p - t, *others)
 
     def in_scalar(scalar_slope: Callable[..., Array] | None) -> Callable[..., Array] | None:
         return None if scalar_slope is None else lambda p, t, *scalars: scalar_slope(p - t, *scalars)
