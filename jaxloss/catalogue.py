@@ -189,7 +189,7 @@ def _peers(text: str) -> tuple[str, ...] | None:
 
 # How much a word says in each place. Where a loss is defined weighs more than where it is merely mentioned.
 FIELDS: Mapping[str, tuple[float, Callable[[Entry], Iterable[str]]]] = {
-    "name": (8, lambda e: [e.name]),
+    "name": (10, lambda e: [e.name]),
     "arguments": (5, lambda e: e.domains),
     "family": (3, lambda e: [e.family]),
     "summary": (3, lambda e: [e.summary]),

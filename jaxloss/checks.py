@@ -38,7 +38,7 @@ R = TypeVar("R")
 SCORES = frozenset({"logit", "log-probability"})
 # Arrays that belong to classes or to the whole model, not to entries: no mask reaches into them, even where its
 # shape happens to fit (three rows and three classes).
-SHARED = frozenset({"kernel", "bias", "transition", "transitions", "cutpoints", "centers", "proxies"})
+SHARED = frozenset({"kernel", "bias", "transition", "transitions", "start", "end", "cutpoints", "centers", "proxies"})
 
 
 def check(loss: Callable[..., Any], *args: Any, **kwargs: Any) -> None:

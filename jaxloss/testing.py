@@ -35,7 +35,7 @@ __all__ = ["DTYPES", "LAWS", "ROUNDING_LAWS", "BrokenLawError", "Case", "broken_
 
 DTYPES = ("float64", "float32", "bfloat16", "float16")
 # Sizes of the axes that a shape such as "NC" names. Tiny: a law holds at any size, and compilation is what costs.
-SIZES = {"N": 6, "C": 5, "D": 3, "K": 4, "L": 4, "M": 2, "T": 3, "V": 5}
+SIZES = {"N": 6, "C": 5, "D": 3, "K": 4, "L": 4, "M": 2, "S": 2, "T": 3, "V": 5}
 KEPT = np.array([True, False, True, True, False, True])  # four rows of six, like the sum of COUNTS
 COUNTS = np.array([0, 1, 2, 0, 0, 1])
 TAIL = ("where", "weights", "reduction")
@@ -67,6 +67,11 @@ class Case:
       draw: a function (rng, arrays) -> arrays that may replace what was drawn from the domains.
       slopes: the arrays whose gradient must be the reference's; default: all floating ones.
       edges: the arrays whose zeros and extreme values must leave everything finite; default: all.
+      entries: the axes of the unreduced value behind its rows, "T" for one value a token: the laws then see the sum of
+        each row, and so does `reference`.
+      classes: the axis that labels count; default: the last of the first array.
+      half_products: whether slopes come from products of half-precision numbers, each rounded: then they are good to
+        the rounding of the largest of them.
     """
 
     loss: Callable[..., Any]
@@ -80,6 +85,9 @@ class Case:
     draw: Callable[[np.random.Generator, Arrays], Arrays] | None = None
     slopes: Sequence[str] | None = None
     edges: Sequence[str] | None = None
+    entries: str = ""
+    classes: str | None = None
+    half_products: bool = False
 
     @property
     def name(self) -> str:
@@ -121,8 +129,10 @@ def broken_laws(case: Case, dtype: str) -> list[str]:
     with jax.enable_x64(dtype == "float64"):
         for number, options in enumerate(case.options):
             run = Run(case, dict(options), dtype, first=number == 0)
-            # What half precision adds is rounding: with further options only what rounds is asked again.
-            for law in LAWS if number == 0 or dtype in ("float64", "float32") else ROUNDING_LAWS:
+            # What half precision adds is rounding: with further options, and in the second of its formats, only what
+            # rounds is asked again.
+            every = dtype in ("float64", "float32") or (number == 0 and dtype == "bfloat16")
+            for law in LAWS if every else ROUNDING_LAWS:
                 try:
                     law(run)
                 except Exception as problem:  # a law that cannot even be tried is a broken one
@@ -149,7 +159,7 @@ class Run:
         self.axes = case.axes
         self.arrays = self.draw(SIZES)
         self.wide = "float64" if dtype == "float64" else "float32"
-        self.floats = [name for name, x in self.arrays.items() if not np.issubdtype(x.dtype, np.integer)]
+        self.floats = [name for name, x in self.arrays.items() if x.dtype.kind == "f"]
 
     def draw(self, sizes: Mapping[str, int], seed: int = 0) -> Arrays:
         """Inputs from the inside of each domain, rounded to the dtype (kept as float64 or integers)."""
@@ -162,9 +172,11 @@ class Run:
     def _drawn(self, rng: np.random.Generator, name: str, shape: list[int], sizes: Mapping[str, int]) -> np.ndarray:
         domain = self.domains[name]
         if isinstance(domain, ClassIndex):
-            return rng.integers(0, sizes[next(iter(self.axes.values()))[-1]], shape)
+            return rng.integers(0, sizes[self.class_axis], shape)
+        if isinstance(domain, Inclusion):
+            return rng.random(shape) < 0.7
         if isinstance(domain, Length):
-            steps = sizes[next(iter(self.axes.values()))[1]]
+            steps = sizes[self.steps_axis(name)]
             return np.minimum(np.arange(np.prod(shape, dtype=int)).reshape(shape) % (steps + 1), steps)
         assert isinstance(domain, Domain), f"`{name}` is {domain}; draw it in Case(draw=...)"
         if domain.points:
@@ -176,27 +188,44 @@ class Run:
             return rng.uniform(domain.low + 0.1 * (domain.high - domain.low), 0.9 * domain.high, shape)
         return np.exp(0.5 * rng.normal(size=shape)) if domain.low >= 0 else 2 * rng.normal(size=shape)
 
+    @property
+    def class_axis(self) -> str:
+        """The letter of the axis that labels count and that `valid` is about."""
+        return self.case.classes or next(iter(self.axes.values()))[-1]
+
+    def steps_axis(self, name: str) -> str:
+        """The letter of the axis that the lengths `name` measure: `label_lengths` that of `labels`, others first's."""
+        stem = name.removesuffix("lengths").rstrip("_")
+        axes = next((a for k, a in self.axes.items() if stem and k in (stem, f"{stem}s")), None)
+        return (axes or next(iter(self.axes.values())))[1]
+
     def rounded(self, x: np.ndarray) -> np.ndarray:
         """`x` as the dtype holds it, in float64; integers as they are."""
-        if np.issubdtype(x.dtype, np.integer):
+        if x.dtype.kind in "iub":
             return x
         return np.asarray(np.asarray(x, jnp.dtype(self.dtype)), np.float64)
 
     def cast(self, arrays: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
         """Inputs as the loss gets them."""
         return {
-            name: jnp.asarray(x, jnp.int32 if np.issubdtype(x.dtype, np.integer) else self.dtype)
+            name: jnp.asarray(x, {"i": jnp.int32, "b": bool}.get(x.dtype.kind, self.dtype))
             for name, x in arrays.items()
         }
 
     def call(self, arrays: Mapping[str, Any], traced: Mapping[str, Any] | None = None, **tail: Any) -> Any:
         """The loss itself on `arrays`, with this run's options."""
-        return self.case.loss(**arrays, **self.static, **(self.traced if traced is None else traced), **tail)
+        behind = len(self.case.entries)
+        for name in ("where", "weights"):
+            if behind and getattr(tail.get(name), "ndim", 0):
+                tail[name] = jnp.expand_dims(tail[name], tuple(range(1, 1 + behind)))
+        value = self.case.loss(**arrays, **self.static, **(self.traced if traced is None else traced), **tail)
+        each = behind and tail.get("reduction") == "none"
+        return jnp.sum(value, axis=tuple(range(1, 1 + behind))) if each else value
 
     def tail_shape(self, arrays: Mapping[str, np.ndarray]) -> tuple[int, ...]:
         """The shape that `where` and `weights` have."""
         first = next(iter(arrays.values()))
-        return first.shape if self.case.kind == "statistic" else first.shape[:1]
+        return first.shape[:2] if self.case.kind == "statistic" else first.shape[:1]
 
     @functools.cached_property
     def _whole(self) -> Callable[..., Any]:
@@ -286,6 +315,8 @@ class Run:
         """The same for slopes, which come back in the input's dtype: half precision is rounded once."""
         unit = {"float64": 1e-9, "float32": 2e-5, "bfloat16": 2.0**-8, "float16": 2.0**-11}[self.dtype]
         least = {"float16": 6e-8}.get(self.dtype, 0.0)  # its smallest subnormal
+        if self.case.half_products and self.dtype in ("bfloat16", "float16"):
+            least += 2 * unit * scale
         return {
             "rtol": unit + 2e-5 * (self.dtype != "float64"),
             "atol": (1e-9 if unit < 1e-8 else 2e-5) * scale + least,
@@ -304,7 +335,9 @@ class Run:
                 found[name] = x
                 continue
             where = np.broadcast_to(hidden.reshape(hidden.shape + (1,) * (x.ndim - hidden.ndim)), x.shape)
-            if np.issubdtype(x.dtype, np.integer):
+            if x.dtype == bool:
+                found[name] = x | where
+            elif np.issubdtype(x.dtype, np.integer):
                 found[name] = np.where(where, np.where(np.arange(x.size).reshape(x.shape) % 2, -100, 10**6), x)
             else:
                 found[name] = np.where(where, np.resize([np.nan, np.inf, -np.inf], x.shape), x)
@@ -517,6 +550,10 @@ def weights_are_repetition(run: Run) -> None:
     _close(got["mean"], want["mean"], "mean of the repeated", **run.tolerance())
     axis = 1 if run.case.kind == "statistic" else 0
     for name, slope in want["slopes"].items():
+        if "N" not in run.axes[name]:
+            tolerance = run.slope_tolerance(_scale(want["slopes"]))
+            _close(got["slopes"][name], slope, f"gradient of the repeated in shared `{name}`", **tolerance)
+            continue
         summed = np.zeros(run.arrays[name].shape)
         moved = np.moveaxis(summed, axis, 0)
         np.add.at(moved, index, np.moveaxis(np.asarray(slope, np.float64), axis, 0))
@@ -614,8 +651,10 @@ def valid_is_deletion(run: Run) -> None:
     """What `valid` excludes along the consumed axis does not exist, and may be nan."""
     if "valid" not in run.signature or any(np.ndim(x) for x in run.traced.values() if x is not None):
         return
-    letter = next(iter(run.axes.values()))[-1]
+    letter = run.class_axis
     has = [k for k, a in run.axes.items() if a.endswith(letter) and len(a) > 1]
+    if not has:
+        return
     arrays = run.arrays
     for k, domain in run.domains.items():
         if isinstance(domain, ClassIndex) and k in arrays:
@@ -626,7 +665,8 @@ def valid_is_deletion(run: Run) -> None:
 
     def program(floats: Any, others: Any, traced: Any) -> Any:
         def f(x: Any, **tail: Any) -> Any:
-            return run.call({**x, **others}, traced, valid=jnp.asarray(mask[None]), **tail)
+            valid = jnp.asarray(mask if run.case.classes else mask[None])
+            return run.call({**x, **others}, traced, valid=valid, **tail)
 
         mean, slopes = jax.value_and_grad(f)(floats)
         return {"mean": mean, "slopes": slopes, "none": f(floats, reduction="none")}
@@ -648,16 +688,16 @@ def lengths_are_deletion(run: Run) -> None:
     """What lies behind a length may be nan or -1, and has no gradient."""
     governed = {k: x for k, x in run.domains.items() if isinstance(x, Length) and k in run.arrays}
     for name in governed:
-        lengths = run.arrays[name]
+        lengths, letter = run.arrays[name], run.steps_axis(name)
         dirty = dict(run.arrays)
         for k, x in run.arrays.items():
-            if k == name or "T" not in run.axes[k]:
+            if k == name or run.axes[k][1:2] != letter:
                 continue
-            behind = np.arange(SIZES["T"]) >= lengths[:, None]
+            behind = np.arange(SIZES[letter]) >= lengths[:, None]
             behind = np.broadcast_to(behind.reshape(behind.shape + (1,) * (x.ndim - 2)), x.shape)
             dirty[k] = np.where(behind, -1 if np.issubdtype(x.dtype, np.integer) else np.nan, x)
         _same(run, run.whole(dirty), run.whole(run.arrays), "behind the lengths")
-        bad = run.whole({**run.arrays, name: np.where(np.arange(lengths.size) == 1, SIZES["T"] + 1, lengths)})
+        bad = run.whole({**run.arrays, name: np.where(np.arange(lengths.size) == 1, SIZES[letter] + 1, lengths)})
         assert np.isnan(bad["none"][1]), f"a length beyond the steps gives {bad['none'][1]}"
         assert np.all(np.isfinite(np.delete(bad["none"], 1))), f"a bad length spreads: {bad['none']}"
 
@@ -667,13 +707,15 @@ def bad_labels_are_nan(run: Run) -> None:
     if not any(isinstance(run.domains[k], ClassIndex) for k in run.arrays) or run.case.kind != "entry":
         return
     first = next(iter(run.axes))
-    classes = run.arrays[first].shape[-1]
-    labels = run.arrays["labels"].copy()
+    classes = SIZES[run.class_axis]
+    named = next(k for k in run.arrays if isinstance(run.domains[k], ClassIndex))
+    labels = run.arrays[named].copy()
     labels[1], labels[2] = (-1, classes) if labels.ndim == 1 else (labels[1], labels[2])
     if labels.ndim > 1:
-        labels[1, 0], labels[2, 0] = -1, classes
-    alive = {k: np.full_like(x, SIZES["T"]) for k, x in run.arrays.items() if isinstance(run.domains[k], Length)}
-    got = run.whole({**run.arrays, **alive, "labels": labels})
+        labels[1, -1], labels[2, -1] = -1, classes
+    counts = [k for k in run.arrays if isinstance(run.domains[k], Length)]
+    alive = {k: np.full_like(run.arrays[k], SIZES[run.steps_axis(k)]) for k in counts}
+    got = run.whole({**run.arrays, **alive, named: labels})
     bad = np.isin(np.arange(KEPT.size), [1, 2])
     assert np.array_equal(np.isnan(got["none"]), bad), f"nan in rows {np.flatnonzero(np.isnan(got['none']))}"
     rows = np.isnan(np.asarray(got["slopes"][first], np.float64)).reshape(KEPT.size, -1)
@@ -759,7 +801,7 @@ def nothing_broadcasts_silently(run: Run) -> None:
     if run.dtype != "float32" or not run.first:
         return
     ready = run.cast(run.arrays)
-    shape = run.tail_shape(run.arrays)
+    shape = (*run.tail_shape(run.arrays), *(SIZES[a] for a in run.case.entries))
     for name in list(ready)[1:]:
         wrong = jnp.expand_dims(ready[name], -1)
         _refused(run, {**ready, name: wrong}, {}, ValueError, (f"`{name}`", str(list(wrong.shape))))

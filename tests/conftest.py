@@ -1,5 +1,6 @@
 """Four devices before jax starts: sharding is a law, and needs somewhere to shard to."""
 
+import gc
 import os
 
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=4"
@@ -9,6 +10,16 @@ import jax
 import pytest
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
+# Tracing makes millions of small objects that live on in caches: looking for garbage among them is a tenth of the time.
+gc.set_threshold(50_000, 50, 50)
+
+
+@pytest.fixture(scope="module")
+def quick_compilation():
+    """For modules that compile much and measure nothing: XLA at its quickest."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
 
 
 @pytest.fixture(scope="session")

@@ -13,6 +13,8 @@ from jax.sharding import PartitionSpec as P
 import jaxloss as jl
 from jaxloss.testing import SIZES, Run
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 ROWS = {**SIZES, "N": 8}
 
 

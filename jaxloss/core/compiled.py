@@ -21,7 +21,7 @@ from typing import Annotated, Any, Literal, TypeVar, Union, cast, get_args, get_
 import jax
 from jax.core import Tracer
 
-__all__ = ["compiled", "domains", "observed_calls", "static_options"]
+__all__ = ["compiled", "domains", "observed_calls", "static_options", "traced"]
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -40,10 +40,7 @@ def compiled(function: F) -> F:
     def call(*args: Any, **kwargs: Any) -> Any:
         nonlocal inner
         options = static_options(function)
-        # Options are keyword-only in every loss, so positional arguments need no look.
-        for name, hint in options.items():
-            if name in kwargs:
-                kwargs[name] = _admitted(name, kwargs[name], hint, function.__name__)
+        _admit_options(function, kwargs)
         observer = _observer.get()
         if observer is None:
             if inner is None:
@@ -51,11 +48,21 @@ def compiled(function: F) -> F:
                 scoped = jax.named_scope(function.__name__)(function)
                 inner = jax.jit(scoped, static_argnames=tuple(options), inline=True)
             return inner(*args, **kwargs)
-        arguments = inspect.signature(function).bind(*args, **kwargs)
-        arguments.apply_defaults()
-        observer(call, arguments.arguments)
-        with jax.named_scope(function.__name__):
-            return function(*args, **kwargs)
+        return _entered(call, function, args, kwargs)
+
+    return cast(F, call)
+
+
+def traced(function: F) -> F:
+    """`compiled` for a loss that takes a function: all of it but the compilation.
+
+    jit would freeze the weights that the function closes over, give them no gradient, and compile for every lambda.
+    """
+
+    @functools.wraps(function)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        _admit_options(function, kwargs)
+        return _entered(call, function, args, kwargs)
 
     return cast(F, call)
 
@@ -96,6 +103,26 @@ def _domain(hint: Any) -> Any:
     return None
 
 
+def _admit_options(function: Callable[..., Any], kwargs: dict[str, Any]) -> None:
+    # Options are keyword-only in every loss, so positional arguments need no look.
+    for name, hint in static_options(function).items():
+        if name in kwargs:
+            kwargs[name] = _admitted(name, kwargs[name], hint, function.__name__)
+
+
+def _entered(
+    call: Callable[..., Any], function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Any:
+    """The undecorated function under its name scope, its arguments reported to the observer, if there is one."""
+    observer = _observer.get()
+    if observer is not None:
+        arguments = inspect.signature(function).bind(*args, **kwargs)
+        arguments.apply_defaults()
+        observer(call, arguments.arguments)
+    with jax.named_scope(function.__name__):
+        return function(*args, **kwargs)
+
+
 def _admitted(name: str, value: Any, hint: Any, where: str) -> Any:
     """`value` in the one spelling that its annotation allows."""
     if isinstance(value, Tracer):
@@ -131,6 +158,8 @@ def _spelt(value: Any, part: Any) -> Any:
         return value if isinstance(value, str) else _NOTHING
     if part is float:
         return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else _NOTHING
+    if get_origin(part) is Callable:
+        return value if callable(value) else _NOTHING
     if get_origin(part) is tuple and isinstance(value, (tuple, list)):
         kinds = get_args(part)
         if kinds[-1] is not Ellipsis and len(kinds) != len(value):
@@ -155,6 +184,8 @@ def _words(hint: Any) -> str:
         return ", ".join(words[:-1]) + (" or " if len(words) > 1 else "") + words[-1]
     if hint is type(None):
         return "None"
+    if get_origin(hint) is Callable:
+        return "a function"
     if get_origin(hint) is tuple:
         return "a tuple of " + _words(get_args(hint)[0])
     return {bool: "True or False", int: "an integer", str: "a string", float: "a number"}.get(hint, str(hint))

@@ -16,7 +16,9 @@ in the mean's denominator (a sequence counts its tokens): see `jaxloss.reduce`.
     pairwise      one value a list, from its ordered pairs    [..., L], [..., L] -> [...]
     batchwise     one value a row, and rows see each other    [N, ...], [N, ...] -> [N]
     statistic     one number a group of pooled entries        [...], [...] -> [...] without `axis`
+    pooled        one number a group of pooled vectors        [..., D] -> [...] without `axis`
     sequencewise  one value a padded sequence                 [..., T, ...], lengths [...] -> [...]
+    summed        one value a row, asked for as a total       [..., D], [...] -> [...]
 """
 
 from __future__ import annotations
@@ -27,11 +29,12 @@ from typing import Any, Literal, TypeAlias
 
 import chex
 import jax.numpy as jnp
+from jax import lax
 
 from jaxloss.core import inputs, sharding
 from jaxloss.core.demand import demand
 from jaxloss.core.numerics import widen
-from jaxloss.core.reduction import admit_mask, admit_weights, reduce
+from jaxloss.core.reduction import admit_mask, admit_weights, reduce, reduce_total
 from jaxloss.core.types import INDICES, Array, ArrayLike, AxisName, Mask, Reduction, Weights
 
 __all__ = [
@@ -42,8 +45,10 @@ __all__ = [
     "listwise",
     "pairwise",
     "pointwise",
+    "pooled",
     "sequencewise",
     "statistic",
+    "summed",
 ]
 
 Formula: TypeAlias = Callable[..., Any]  # -> Array, or (Array, present)
@@ -297,23 +302,66 @@ def statistic(
     `weight=` (each entry's weight, 0 where masked) and `axis=`. A group without weight is absent; the others count
     alike. A statistic does not come in halves, so "partial" is refused; `instead` says which pair to use.
     """
-    if reduction == "partial":
-        raise ValueError(f"`reduction` 'partial' does not exist for one number a group, which has no halves; {instead}")
+    _refuse_halves(reduction, instead)
     named = inputs.admitted(arrays)
     full = inputs.assert_one_shape(named)
     every = tuple(range(len(full)))
     axes = every if axis is None else inputs.canonical_axes(axis, full, next(iter(named)))
     dtype = inputs.wide_dtype(named.values())
-    mask = admit_mask("where", where, full)
-    weight = admit_weights("weights", weights, full, dtype)
-    if weight is None:
-        weight = jnp.ones(full, dtype)
-    if mask is not None:
-        weight = jnp.where(mask, weight, 0)
+    mask, weight = _share_of_each(where, weights, full, dtype)
     ready = [inputs.neutralised(x, mask).astype(dtype) for x in named.values()]
     value = formula(*ready, *inputs.as_scalars(scalars, dtype), weight=weight, axis=axes)
     shape = inputs.without_axes(full, axes)
     return _reduced((value, jnp.sum(weight, axis=axes) > 0), shape, None, None, reduction)
+
+
+def pooled(
+    formula: Formula,
+    *,
+    axis: int | tuple[int, ...] | None = None,
+    axis_name: AxisName = None,
+    instead: str,
+    scalars: Scalars = None,
+    where: Mask = None,
+    weights: Weights = None,
+    reduction: Reduction = "mean",
+    **arrays: ArrayLike,
+) -> Array:
+    """One number per group of pooled vectors: arrays of one shape [..., D] -> [...] without `axis` (None: all but D).
+
+    `where` and `weights` have the shape [...] of the vectors. The formula gets the arrays in their own dtype, the
+    scalars, and `average=`, a function from something of each vector, [..., D], to its weighted mean over the group,
+    [..., D] without `axis`: over the devices of `axis_name` too, inside `shard_map`. Without `axis_name` the frame
+    refuses to run there; `axis_name=()` means local vectors only, on purpose. A group without weight is absent. A
+    function of means does not come in halves, so "partial" is refused; `instead` says what to do.
+    """
+    _refuse_halves(reduction, instead)
+    sharding.refuse_hidden_rows(axis_name)
+    named = inputs.admitted(arrays)
+    full = inputs.assert_one_shape(named)
+    first = next(iter(named))
+    if len(full) == 0:
+        raise ValueError(f"`{first}` [] must have a last axis, of vectors")
+    every = tuple(range(len(full) - 1))
+    axes = every if axis is None else inputs.canonical_axes(axis, full, first)
+    if len(full) - 1 in axes:
+        raise ValueError(f"`axis` {axis} of `{first}` {list(full)} must leave the last axis, that of the vectors")
+    shape, dtype = full[:-1], inputs.wide_dtype(named.values())
+    mask, weight = _share_of_each(where, weights, shape, dtype)
+
+    def over_group(x: Array) -> Array:
+        total = jnp.sum(x, axis=axes)
+        return lax.psum(total, axis_name) if axis_name else total
+
+    count = over_group(weight)
+
+    def average(x: Array) -> Array:
+        total = over_group(widen(x) * jnp.expand_dims(weight, -1))
+        return total / jnp.expand_dims(jnp.where(count > 0, count, 1), -1)
+
+    ready = [inputs.neutralised(x, mask, (len(shape),)) for x in named.values()]
+    value = formula(*ready, *inputs.as_scalars(scalars, dtype), average=average)
+    return _reduced((value, count > 0), inputs.without_axes(shape, axes), None, None, reduction)
 
 
 def sequencewise(
@@ -322,6 +370,8 @@ def sequencewise(
     steps: Mapping[str, int],
     lengths: Mapping[str, tuple[ArrayLike | None, tuple[str, ...]]],
     classes: str | None = None,
+    bare: tuple[str, ...] = (),
+    shared: Mapping[str, ArrayLike | None] | None = None,
     scalars: Scalars = None,
     where: Mask = None,
     weights: Weights = None,
@@ -337,8 +387,12 @@ def sequencewise(
         arrays that it governs: {"lengths": (lengths, ("logits", "labels"))}. What lies behind may be nan or -1.
       classes: the array whose last axis counts the classes; labels that exist must be below, or they multiply the
         sequence by nan.
+      bare: the arrays that the formula gets as they came, because it looks at them only where they are alive: putting
+        something harmless elsewhere may cost a second array of that size.
+      shared: what belongs to no sequence (transitions of a model), as it came; what is None stays None.
 
-    The formula gets the arrays, the scalars and `alive=`, a tuple with one bool [..., T] for each entry of `lengths`.
+    The formula gets the arrays, the shared, the scalars and `alive=`, a tuple with one bool [..., T] for each entry of
+    `lengths`; beside a bare array nothing is alive in a sequence that `where` excludes.
     """
     named = inputs.admitted(arrays)
     for name, x in named.items():
@@ -356,7 +410,8 @@ def sequencewise(
     alive: list[Array] = []
     bad = jnp.zeros(shape, bool)
     for name, x in named.items():
-        named[name] = inputs.neutralised(x, mask, tuple(range(len(shape), x.ndim)))
+        if name not in bare:
+            named[name] = inputs.neutralised(x, mask, tuple(range(len(shape), x.ndim)))
     for name, (value, governed) in lengths.items():
         times = {array: named[array].shape[len(shape)] for array in governed}
         total = times[governed[0]]
@@ -368,8 +423,10 @@ def sequencewise(
             demand(chex.assert_equal, found, total, error=ValueError, message=message)
         exists, impossible = _alive(name, value, shape, total, mask)
         bad = bad | impossible
-        alive.append(exists)
+        alive.append(exists if mask is None or not bare else exists & jnp.expand_dims(mask, -1))
         for array in governed:
+            if array in bare:
+                continue
             x = named[array]
             named[array] = inputs.neutralised(x, exists, tuple(range(len(shape) + 1, x.ndim)))
     for name, x in named.items():
@@ -378,9 +435,86 @@ def sequencewise(
             wrong = (x < 0) | (x >= count)
             bad = bad | jnp.any(wrong, axis=tuple(range(len(shape), x.ndim)))
             named[name] = jnp.clip(x, 0, count - 1)
-    dtype = inputs.wide_dtype(named.values())
-    value = formula(*named.values(), *inputs.as_scalars(scalars, dtype), alive=tuple(alive))
+    common = inputs.admitted({name: x for name, x in (shared or {}).items() if x is not None})
+    dtype = inputs.wide_dtype([*named.values(), *common.values()])
+    others = (common.get(name) for name in shared or {})
+    value = formula(*named.values(), *others, *inputs.as_scalars(scalars, dtype), alive=tuple(alive))
     return _reduced(_times(value, jnp.where(bad, jnp.nan, 1)), shape, mask, weights, reduction)
+
+
+def summed(
+    formula: Formula,
+    *,
+    trailing: Mapping[str, int],
+    classes: int,
+    shared: Mapping[str, ArrayLike | None],
+    scalars: Scalars = None,
+    where: Mask = None,
+    weights: Weights = None,
+    reduction: Reduction = "mean",
+    **arrays: ArrayLike,
+) -> Array:
+    """One value per row, from a formula that adds them up itself, because it knows the total's gradient cheaply.
+
+    Args:
+      trailing: for each array, how many of its last axes belong to one row: {"hidden": 1, "labels": 0} for [..., D]
+        and [...]. What stands before them is the batch, the same for all.
+      classes: labels must be below, or they multiply their row by nan.
+      shared: what belongs to no row (kernels), as it came; what is None stays None.
+
+    The formula gets the arrays (0 where `where` excludes a row), the shared, the scalars and `coefficients=`: [...],
+    and it returns sum_i c_i v_i; or None, and it returns the rows [...].
+    """
+    named = inputs.admitted(arrays)
+    for name, x in named.items():
+        if x.ndim < trailing[name]:
+            raise ValueError(f"`{name}` {list(x.shape)} must have at least {trailing[name]} axes")
+    batch = {name: x.shape[: x.ndim - trailing[name]] for name, x in named.items()}
+    first, shape = next(iter(batch.items()))
+    for name, found in batch.items():
+        message = (
+            f"`{first}` {list(named[first].shape)} and `{name}` {list(named[name].shape)} must have the same rows: "
+            f"{list(shape)} is not {list(found)}"
+        )
+        demand(chex.assert_equal, found, shape, error=ValueError, message=message)
+    mask = admit_mask("where", where, shape)
+    common = {name: inputs.as_array(name, x) for name, x in shared.items() if x is not None}
+    dtype = inputs.wide_dtype([*named.values(), *common.values()])
+    bad = jnp.zeros(shape, bool)
+    for name, x in named.items():
+        inner = tuple(range(len(shape), x.ndim))
+        if mask is not None:
+            # Not 0.5: a row of zeros times a kernel is finite whatever the kernel holds.
+            named[name] = x = jnp.where(jnp.expand_dims(mask, inner), x, jnp.zeros((), x.dtype))
+        if name in INDICES:
+            bad = bad | jnp.any((x < 0) | (x >= classes), axis=inner)
+            named[name] = jnp.clip(x, 0, classes - 1)
+    factor = jnp.where(bad, jnp.nan, 1).astype(dtype)
+    others = [common.get(name) for name in shared]
+    scalar = inputs.as_scalars(scalars, dtype)
+
+    def value(coefficients: Array | None) -> Array:
+        if coefficients is None:
+            return formula(*named.values(), *others, *scalar, coefficients=None) * factor
+        return formula(*named.values(), *others, *scalar, coefficients=coefficients * factor)
+
+    return reduce_total(value, shape, dtype, where=mask, weights=weights, reduction=reduction)
+
+
+def _refuse_halves(reduction: Reduction, instead: str) -> None:
+    if reduction == "partial":
+        raise ValueError(f"`reduction` 'partial' does not exist for one number a group, which has no halves; {instead}")
+
+
+def _share_of_each(
+    where: Mask, weights: Weights, shape: tuple[int, ...], dtype: jnp.dtype
+) -> tuple[Array | None, Array]:
+    """The mask, and what each entry weighs in its group: 0 behind the mask."""
+    mask = admit_mask("where", where, shape)
+    weight = admit_weights("weights", weights, shape, dtype)
+    if weight is None:
+        weight = jnp.ones(shape, dtype)
+    return mask, weight if mask is None else jnp.where(mask, weight, 0)
 
 
 def _alive(

@@ -288,15 +288,12 @@ def apart(*arrays: Array) -> tuple[Array, ...]:
     read twice. A slope whose inputs and constants are taken apart shares nothing with its value, and each is one pass.
     Elsewhere than on a CPU one kernel computes both, and sharing is what is wanted.
     """
-    return tuple(lax.platform_dependent(*arrays, cpu=_behind_a_barrier, default=_as_they_are))
+    # One barrier each: within shard_map a common one would take a constant for something that varies over the mesh.
+    return tuple(lax.platform_dependent(x, cpu=lax.optimization_barrier, default=_as_it_is) for x in arrays)
 
 
-def _behind_a_barrier(*arrays: Array) -> tuple[Array, ...]:
-    return lax.optimization_barrier(arrays)
-
-
-def _as_they_are(*arrays: Array) -> tuple[Array, ...]:
-    return arrays
+def _as_it_is(x: Array) -> Array:
+    return x
 
 
 def of_residual(

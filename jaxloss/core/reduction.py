@@ -8,6 +8,7 @@ would triple each signature; so the lie is told once, here (`_as_array`), where 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import cast
 
 import chex
@@ -125,6 +126,36 @@ def reduce(
         return _as_array(Mean(total, count, coupled))
     if reduction == "mean":
         return _divide(total, count)
+    raise ValueError(f"`reduction` must be 'mean', 'sum', 'none' or 'partial', got {reduction!r}")
+
+
+def reduce_total(
+    value: Callable[[Array | None], Array],
+    shape: tuple[int, ...],
+    dtype: jnp.dtype,
+    *,
+    where: Mask = None,
+    weights: Weights = None,
+    reduction: Reduction = "mean",
+) -> Array:
+    """`reduce` for values that are cheaper added up than one by one.
+
+    `value(c)` is the sum of c_i v_i over all entries, c of `shape`; `value(None)` is v itself. A mean asks for c_i =
+    w_i / sum(w): its gradient needs no further factor, and is rounded once.
+    """
+    if reduction == "none":
+        return reduce(value(None), where=where, weights=weights, reduction="none")
+    mask, weight = admit_mask("where", where, shape), admit_weights("weights", weights, shape, dtype)
+    each = jnp.ones(shape, dtype) if weight is None else weight
+    if mask is not None:
+        each = jnp.where(mask, each, 0)
+    if reduction == "sum":
+        return value(each)
+    count = jnp.sum(each)
+    if reduction == "partial":
+        return _as_array(Mean(value(each), count))
+    if reduction == "mean":
+        return value(_divide(each, count))
     raise ValueError(f"`reduction` must be 'mean', 'sum', 'none' or 'partial', got {reduction!r}")
 
 

@@ -18,17 +18,11 @@ from jaxloss import reduce, softmax_cross_entropy
 from jaxloss.train import Aux, make_train_step
 from jaxloss.train.diagnosis import diagnose
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 RNG = np.random.default_rng(0)
 BATCH = {"x": RNG.normal(size=(32, 8)).astype(np.float32), "y": RNG.integers(0, 3, 32)}
 NAN, INF = float("nan"), float("inf")
-
-
-@pytest.fixture(autouse=True, scope="module")
-def quick_compiles():
-    """Every look compiles anew, and runs once."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 def dense(n_in, n_out, gain=1.0, bias=0.0, seed=0):

@@ -25,6 +25,8 @@ from sklearn.datasets import load_digits
 
 import jaxloss as jl
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 IMAGES, LABELS = load_digits(return_X_y=True)
 BATCH = {
     "x": np.float32(IMAGES[:24] / 16),
@@ -362,14 +364,6 @@ def program(name):
     # keras broadcasts ranks inside its layers, which the suite forbids to ours.
     with jax.numpy_rank_promotion("allow") if name == "keras" else contextlib.nullcontext():
         yield PROGRAMS[name]()
-
-
-@pytest.fixture(autouse=True, scope="module")
-def compile_quickly():
-    """Compiling takes nearly all the time here, and nobody waits for what is compiled."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 def train(made, tx, parts=1, steps=STEPS):

@@ -15,7 +15,10 @@ from optax import contrib
 import jaxloss as jl
 from jaxloss.train import Aux, State, make_train_step
 
-pytestmark = pytest.mark.skipif(jax.device_count() < 4, reason="needs four (forced) devices")
+pytestmark = [
+    pytest.mark.usefixtures("quick_compilation"),
+    pytest.mark.skipif(jax.device_count() < 4, reason="needs four (forced) devices"),
+]
 
 ROWS, FEATURES, HIDDEN, CLASSES = 16, 4, 8, 12
 RNG = np.random.default_rng(0)
