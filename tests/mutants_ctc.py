@@ -1,0 +1,34 @@
+"""Single defects in extended-range arithmetic, CTC and its alignment, each with the test that must catch it."""
+
+EXTENDED, CTC, LOSS = "jaxloss/algorithms/extended.py", "jaxloss/algorithms/ctc.py", "jaxloss/losses/alignment.py"
+
+
+def test(name):
+    return f"tests/test_ctc.py -k '{name}'"
+
+
+ALL_PATHS = test("those_of_all_alignments")
+LONG = test("long_sequences")
+LOGARITHM, ARITHMETIC, ZERO = test("logarithm_is_undone"), test("far_beyond_floats"), test("neutral_and_absorbs")
+
+MUTANTS = [
+    (EXTENDED, "ln 2 in one part", "rest = (rest - small * second) - k * third", "rest = rest - k * 0", LOGARITHM),
+    (EXTENDED, "what rounding dropped is dropped", "rest if low is None else rest + low", "rest", LOGARITHM),
+    (EXTENDED, "a sum is aligned to the smaller", "    exponent = jnp.maximum(a.exponent, b.exponent)", "    exponent = jnp.minimum(a.exponent, b.exponent)", ARITHMETIC),
+    (EXTENDED, "zero keeps any exponent", "jnp.where(exists, exponent, ZERO_EXPONENT)", "exponent", ZERO),
+    (EXTENDED, "a share of nothing", "    return jnp.where((z.mantissa > 0) & (a.mantissa > 0), found, 0)", "    return found + a.mantissa / z.mantissa", ZERO),
+    (CTC, "a repeat needs no blank", "    differs = labels[..., 1:] != labels[..., :-1]", "    differs = labels[..., 1:] >= 0", ALL_PATHS),
+    (CTC, "the way back starts at the last label", "count - label_lengths])", "0 * label_lengths])", ALL_PATHS),
+    (CTC, "frames that do not exist go on", "jnp.where(frame.exists, packed(normalised(multiply(unpacked(into), weight))), old)", "packed(normalised(multiply(unpacked(into), weight)))", ALL_PATHS),
+    (CTC, "the second half is not turned round", "    states = jax.tree.map(lambda x: x[::-1, ..., ::-1], states)", "    states = jax.tree.map(lambda x: x[::-1], states)", ALL_PATHS),
+    (CTC, "the way back skips like the way there", "    if not onwards:\n        may_skip", "    if onwards and False:\n        may_skip", ALL_PATHS),
+    (CTC, "weights of a rounded difference", "from_log(*subtract(widen(frame.scores), frame.top))", "from_log(subtract(widen(frame.scores), frame.top)[0].astype(jnp.bfloat16).astype(jnp.float32))", LONG),
+    (CTC, "a confident sequence may be negative", "jnp.where(exists, jnp.maximum(normalizer - log_total, 0), jnp.inf)", "jnp.where(exists, normalizer - log_total - 2.0**-24, jnp.inf)", test("confident")),
+    (CTC, "the gradient of the infeasible", "jnp.where(frames[..., None] & exists[..., None, None], p - held, 0)", "jnp.where(frames[..., None], p - held, 0)", test("without_alignment")),
+    (CTC, "equal labels do not gather", "_product(shares, order == first[..., None])", "shares", test("many_classes")),
+    (CTC, "second derivatives go to a skipped blank", "jnp.logaddexp(labels, jnp.where(differs, into_blank[..., :-1], blanks[..., :-1]))", "jnp.logaddexp(labels, into_blank[..., :-1])", test("second_derivatives")),
+    (CTC, "Viterbi always passes the blank", "skipping = jnp.where(may_skip, delayed(best, 2), -jnp.inf)", "skipping = jnp.full_like(best, -jnp.inf)", test("best_path")),
+    (CTC, "Viterbi ends in the blank", "jnp.where(in_label > in_blank, last, ends)", "ends", test("best_path")),
+    (LOSS, "the blank is a label like any", "        bad = jnp.any(exist & (labels == blank), axis=-1)", "        bad = jnp.any(exist & (labels < 0), axis=-1)", test("blank_is_no_label")),
+    (LOSS, "zero for the infeasible is forgotten", '        if infeasible == "zero":\n            found = jnp', '        if infeasible == "nothing":\n            found = jnp', test("without_alignment")),
+]  # fmt: skip
