@@ -1,9 +1,11 @@
 """Every loss as a pure compiled JAX function that is right at the edges, and one train_step for all of them.
 
 jl.huber, jl.softmax_cross_entropy, ...      the losses, flat; `jl.catalogue` lists and finds them
+jl.viterbi, jl.chain_marginals, jl.ctc_alignment, jl.linear_log_probability
+                                             what their losses' models say: paths, marginals, log-probabilities
 jl.make_train_step(loss_fn, optimizer)       one step for any of them and any optax optimizer
 jl.train                                     the loop, checkpoints, learning-rate finder and diagnosis around it
-jl.frames, jl.reduce, jl.Mean                what a loss of your own is made of
+jl.frames, jl.compiled, jl.reduce, jl.Mean   what a loss of your own is made of
 jl.check, jl.checked                         are these values legal? eagerly, or inside jit
 jaxloss.testing.check_loss                   your own loss under every law
 """
@@ -11,11 +13,16 @@ jaxloss.testing.check_loss                   your own loss under every law
 from jaxloss import catalogue as catalogue
 from jaxloss import train as train
 from jaxloss._version import __version__ as __version__
+from jaxloss.algorithms.ctc import ctc_alignment as ctc_alignment
+from jaxloss.algorithms.linear_chain import chain_marginals as chain_marginals
+from jaxloss.algorithms.linear_chain import viterbi as viterbi
+from jaxloss.algorithms.linear_log_probability import linear_log_probability as linear_log_probability
 from jaxloss.checks import check as check
 from jaxloss.checks import checked as checked
 from jaxloss.core import frames as frames
 from jaxloss.core import types as types
 from jaxloss.core.compiled import compiled as compiled
+from jaxloss.core.compiled import traced as traced
 from jaxloss.core.numerics import differentiable as differentiable
 from jaxloss.core.reduction import Mean as Mean
 from jaxloss.core.reduction import reduce as reduce

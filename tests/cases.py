@@ -5,6 +5,11 @@ the code under test.
 """
 
 import numpy as np
+from cases_alignment import CASES as ALIGNMENT
+from cases_language import CASES as LANGUAGE
+from cases_sequence import CASES as SEQUENCE
+from cases_transducer import CASES as TRANSDUCER
+from cases_vocabulary import CASES as VOCABULARY
 
 import jaxloss as jl
 from jaxloss.testing import Case
@@ -313,4 +318,9 @@ CASES = (
     Case(jl.pairwise_logistic, pairwise_logistic, shapes=LISTS, options=({}, {"pairs": "sum"})),
     Case(jl.token_nll, token_nll, shapes={"logits": "NTV", "labels": "NT"}),
     Case(jl.token_nll, token_nll, shapes={"logits": "NTV", "labels": "NT", "lengths": "N"}),
+    *ALIGNMENT,
+    *TRANSDUCER,
+    *VOCABULARY,
+    *LANGUAGE,
+    *SEQUENCE,
 )

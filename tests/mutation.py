@@ -24,6 +24,10 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 LISTS = (
     "tests/mutants_core.py",
     "tests/mutants_checks.py",
+    "tests/mutants_ctc.py",
+    "tests/mutants_sequence.py",
+    "tests/mutants_transducer.py",
+    "tests/mutants_vocabulary.py",
     "tests/train/mutants.py",
     "tests/train/mutants_checkpoints.py",
     "tests/train/mutants_diagnosis.py",

@@ -1,9 +1,12 @@
 """Every loss, by family: one module a family, its `__all__` the list of its losses."""
 
+from jaxloss.losses.alignment import *
 from jaxloss.losses.binary import *
 from jaxloss.losses.divergence import *
 from jaxloss.losses.embedding import *
+from jaxloss.losses.language import *
 from jaxloss.losses.multiclass import *
 from jaxloss.losses.ranking import *
 from jaxloss.losses.regression import *
 from jaxloss.losses.sequence import *
+from jaxloss.losses.vocabulary import *
