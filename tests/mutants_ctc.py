@@ -29,6 +29,6 @@ MUTANTS = [
     (CTC, "second derivatives go to a skipped blank", "jnp.logaddexp(labels, jnp.where(differs, into_blank[..., :-1], blanks[..., :-1]))", "jnp.logaddexp(labels, into_blank[..., :-1])", test("second_derivatives")),
     (CTC, "Viterbi always passes the blank", "skipping = jnp.where(may_skip, delayed(best, 2), -jnp.inf)", "skipping = jnp.full_like(best, -jnp.inf)", test("best_path")),
     (CTC, "Viterbi ends in the blank", "jnp.where(in_label > in_blank, last, ends)", "ends", test("best_path")),
-    (LOSS, "the blank is a label like any", "        bad = jnp.any(exist & (labels == blank), axis=-1)", "        bad = jnp.any(exist & (labels < 0), axis=-1)", test("blank_is_no_label")),
-    (LOSS, "zero for the infeasible is forgotten", '        if infeasible == "zero":\n            found = jnp', '        if infeasible == "nothing":\n            found = jnp', test("without_alignment")),
+    (LOSS, "the blank is a label like any", "logits.shape[-1]))\n        return _of_legal_labels(found, labels == blank", "logits.shape[-1]))\n        return _of_legal_labels(found, labels < 0", test("blank_is_no_label")),
+    (LOSS, "zero for the infeasible is forgotten", 'if infeasible == "zero" else value', 'if infeasible == "nothing" else value', test("without_alignment")),
 ]  # fmt: skip

@@ -66,15 +66,10 @@ def ctc(
     """
 
     def value(logits: Array, labels: Array, *, alive: tuple[Array, Array]) -> Array:
-        frames, exist = alive
-        if not 0 <= blank < logits.shape[-1]:
-            raise ValueError(f"`blank` {blank} must be a class of `logits` {list(logits.shape)}: in [0, V)")
-        # Behind its length a label is any class.
-        bad = jnp.any(exist & (labels == blank), axis=-1)
-        found = ctc_nll(logits, labels, frames, jnp.sum(exist, axis=-1, dtype=labels.dtype), blank)
-        if infeasible == "zero":
-            found = jnp.where(found == jnp.inf, 0, found)
-        return found * jnp.where(bad, jnp.nan, 1)
+        frames, exists = alive
+        count = jnp.sum(exists, axis=-1, dtype=labels.dtype)
+        found = ctc_nll(logits, labels, frames, count, _class(blank, logits.shape[-1]))
+        return _of_legal_labels(found, labels == blank, exists, infeasible)
 
     return sequencewise(
         value,

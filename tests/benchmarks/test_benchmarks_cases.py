@@ -40,12 +40,16 @@ def test_tiny(name, team):
 def test_truth_is_its_own_derivative(name):
     case = cases.by_name()[name]
     inputs = {key: a.astype(float) if a.dtype.kind == "f" else a for key, a in _inputs(case).items()}
-    first = next(iter(inputs))
-    _, gradient = case.truth(inputs)
-    direction = np.random.default_rng(1).standard_normal(gradient.shape)
+    _, *gradients = case.truth(inputs)
+    floating = [key for key, a in inputs.items() if a.dtype.kind == "f"]
+    rng = np.random.default_rng(1)
+    direction = {key: rng.standard_normal(g.shape) for key, g in zip(floating, gradients, strict=False)}
+    slope = sum((g * d).sum() for g, d in zip(gradients, direction.values(), strict=True))
     step = 1e-5
-    above, below = (case.truth({**inputs, first: inputs[first] + s * direction})[0] for s in (step, -step))
-    np.testing.assert_allclose((above - below) / (2 * step), (gradient * direction).sum(), rtol=1e-4)
+    above, below = (
+        case.truth({**inputs, **{key: inputs[key] + s * d for key, d in direction.items()}})[0] for s in (step, -step)
+    )
+    np.testing.assert_allclose((above - below) / (2 * step), slope, rtol=1e-4)
 
 
 def test_truth_of_the_cross_entropies_by_hand():
