@@ -11,11 +11,11 @@ each defect must fail them. Exits 1 if a defect survives.
 import concurrent.futures
 import dataclasses
 import importlib.util
+import multiprocessing
 import os
 import pathlib
 import shlex
 import shutil
-import subprocess
 import sys
 import tempfile
 import time
@@ -35,6 +35,11 @@ LISTS = (
     "tests/train/mutants_scale_out.py",
     "tests/lab/mutants.py",
 )
+
+
+# Children of a process that has imported the libraries, but neither jaxloss nor a device.
+SERVER = multiprocessing.get_context("forkserver")
+SERVER.set_forkserver_preload(["chex", "jax", "mpmath", "numpy", "optax", "pytest"])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,19 +66,34 @@ def fresh_copy(into: pathlib.Path) -> pathlib.Path:
     return into
 
 
-def run(where: pathlib.Path, tests: str) -> tuple[int, str]:
-    """pytest in the copy: 0 passed, 1 failed, anything else could not run."""
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "--no-header", "-p", "no:cacheprovider", "-p", "no:xdist"]
-    done = subprocess.run(
-        [*command, *shlex.split(tests)],
-        cwd=where,
-        # The copy stands first, so that it is imported and not an installed jaxloss; one thread, two run at once.
-        env={**os.environ, "PYTHONPATH": str(where), "PYTHONDONTWRITEBYTECODE": "1"},
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
-    return done.returncode, done.stdout[-2000:]
+def run(where: pathlib.Path, tests: str) -> tuple[int | None, str]:
+    """pytest in the copy: 0 passed, 1 failed, None took too long, anything else could not run."""
+    log = where / "output.txt"
+    child = SERVER.Process(target=in_the_copy, args=(str(where), tests, str(log)))
+    child.start()
+    child.join(600)
+    if child.is_alive():
+        child.kill()
+        child.join()
+        return None, ""
+    return child.exitcode, log.read_text()[-2000:]
+
+
+def in_the_copy(where: str, tests: str, log: str) -> None:
+    with open(log, "w") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+        os.chdir(where)
+        # The copy stands first, so that it is imported and not an installed jaxloss; in what the tests start too.
+        os.environ.update(PYTHONPATH=where, PYTHONDONTWRITEBYTECODE="1")
+        sys.path.insert(0, where)
+        sys.dont_write_bytecode = True
+        import pytest
+
+        options = ["-q", "-x", "--no-header", "-p", "no:cacheprovider", "-p", "no:xdist"]
+        code = pytest.main([*options, *shlex.split(tests)])
+        sys.stdout.flush()
+        os._exit(int(code))
 
 
 def verdict(mutant: Mutant) -> tuple[str, float]:
@@ -85,12 +105,9 @@ def verdict(mutant: Mutant) -> tuple[str, float]:
         if text.count(mutant.old) != 1:
             return f"ERROR the text stands {text.count(mutant.old)} times in {mutant.file}", 0.0
         path.write_text(text.replace(mutant.old, mutant.new))
-        try:
-            code, output = run(where, mutant.tests)
-        except subprocess.TimeoutExpired:
-            return "caught", time.perf_counter() - start  # a loop that does not end is noticed
+        code, output = run(where, mutant.tests)
     seconds = time.perf_counter() - start
-    if code == 1:
+    if code in (1, None):  # a loop that does not end is noticed
         return "caught", seconds
     return ("SURVIVED" if code == 0 else f"ERROR pytest ended with {code}: {output[-300:]}"), seconds
 
