@@ -1,10 +1,13 @@
 # Targets for a development environment: python3 -m venv .venv && .venv/bin/pip install -e '.[dev]'
 PYTHON ?= .venv/bin/python
 
-.PHONY: test lint types mutation notebooks exactness bench
+.PHONY: test test-all lint types mutation notebooks exactness bench
 
 test:
 	$(PYTHON) -m pytest -q -n auto
+
+test-all:  # the rarer formats and optimizers too
+	$(PYTHON) -m pytest -q -n auto -m ""
 
 lint:
 	$(PYTHON) -m ruff check .

@@ -90,7 +90,7 @@ def in_the_copy(where: str, tests: str, log: str) -> None:
         sys.dont_write_bytecode = True
         import pytest
 
-        options = ["-q", "-x", "--no-header", "-p", "no:cacheprovider", "-p", "no:xdist"]
+        options = ["-q", "-x", "-m", "", "--no-header", "-p", "no:cacheprovider", "-p", "no:xdist"]
         code = pytest.main([*options, *shlex.split(tests)])
         sys.stdout.flush()
         os._exit(int(code))

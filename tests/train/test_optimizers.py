@@ -73,7 +73,17 @@ def by_hand(row):
     return params, losses
 
 
-@pytest.mark.parametrize("name", ROWS)
+# One of each way in which an optimizer is driven; the others differ from these in their arithmetic only.
+USUAL = {
+    "adam", "adamw", "sgd", "lbfgs", "sgd+zoom", "sgd+backtracking", "momo", "polyak_sgd", "sophia", "muon", "prodigy",
+    "sam(transparent)", "schedule_free_adamw", "lookahead(sgd)", "dpsgd", "MultiSteps(adam)",
+    "inject_hyperparams(adam)", "chain(adam,reduce_on_plateau)", "apply_if_finite(lbfgs)", "masked(adam)", "partition(adam,sgd)",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=() if name in USUAL else pytest.mark.exhaustive) for name in ROWS]
+)
 @jax.numpy_rank_promotion("allow")  # optax's own, inside scale_by_distance_over_gradients
 def test_as_by_hand_donated_in_one_compile(name):
     row = ROWS[name]
@@ -91,6 +101,10 @@ def test_as_by_hand_donated_in_one_compile(name):
     np.testing.assert_allclose(losses, expected, rtol=2e-4)
     assert losses[-1] != losses[0]  # something was learnt, or both stood still
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-3, atol=2e-5), state.params, params)
+
+
+def test_the_usual_ones_are_there():
+    assert ROWS.keys() >= USUAL
 
 
 @pytest.mark.parametrize("name", IMPOSSIBLE)
