@@ -2,11 +2,16 @@
 
 ENGINE, BLOCKS = "jaxloss/algorithms/linear_cross_entropy.py", "jaxloss/algorithms/linear_blocks.py"
 REDUCTION, FRAMES = "jaxloss/core/reduction.py", "jaxloss/core/frames.py"
+DISTILLATION, LOSSES = "jaxloss/algorithms/linear_distillation.py", "jaxloss/losses/vocabulary.py"
 TESTS = "tests/test_linear_cross_entropy.py"
 
 
 def of(name):
     return f"{TESTS} -k '{name}'"
+
+
+def distilling(name):
+    return f"tests/test_linear_distillation.py -k '{name}'"
 
 
 MUTANTS = [
@@ -27,4 +32,16 @@ MUTANTS = [
     (BLOCKS, "too much is held", "        longest = 1024 if again else max(held // 4, rows // 4, least)\n", "        longest = rows\n", of("test_memory and fast")),
     (REDUCTION, "a mean of a total is a sum", "        return value(_divide(each, count))\n", "        return value(each)\n", of("reductions and mean")),
     (FRAMES, "summed: what is masked stays", "jnp.where(jnp.expand_dims(mask, inner), x, jnp.zeros((), x.dtype))", "x", of("reductions and mean")),
+    (ENGINE, "half-precision rows have no gradient", "row_chunks(widen(head.hidden), plan.chunks)", "pieces.hidden", distilling("half_precision")),
+    (ENGINE, "the z-loss apart pulls", "weighted_total(*lax.stop_gradient((coefficients, rows.z)))", "weighted_total(coefficients, rows.whole)", distilling("z_loss_apart")),
+    (BLOCKS, "all rows' logits are held", "min(max(rows // 16, 64, features // 8), _LONGEST, rows)", "rows", distilling("memory and teacher")),
+    (DISTILLATION, "the teacher learns", "jax.tree.map(lax.stop_gradient, teacher)", "teacher", distilling("no_gradient_to_the_teacher")),
+    (DISTILLATION, "no square of the temperature", "found * jnp.square(temperature)", "found", distilling("every_derivative and forward")),
+    (DISTILLATION, "near distributions cancel", "jnp.where(x <= 1, p * expm1_minus(jnp.minimum(x, 1)), q - p * (1 + jnp.maximum(x, 1)))", "q - p * (1 + x)", distilling("equal_models")),
+    (DISTILLATION, "reverse is forward", "return _forward(teacher, student)", "return _forward(student, teacher)", distilling("every_derivative and reverse")),
+    (DISTILLATION, "what both rule out is nan", "    absent = (a == -jnp.inf) & (b == -jnp.inf)\n", "    absent = jnp.zeros_like(a, bool)\n", distilling("ruled_out")),
+    (DISTILLATION, "the middle's slope is none at equality", "    jax.nn.sigmoid,\n", "    lambda x: jnp.where(x > 0, jax.nn.sigmoid(x), 0),\n", distilling("every_derivative and jensen")),
+    (DISTILLATION, "the bucket holds the K too", "student.at[rows, labels].set(-jnp.inf)", "student", distilling("up_to_the_whole")),
+    (DISTILLATION, "a bucket below nothing", "jnp.maximum(1 - jnp.sum(jnp.exp(b), axis=1, keepdims=True), 0)", "1 - jnp.sum(jnp.exp(b), axis=1, keepdims=True)", distilling("whole or empty_buckets")),
+    (LOSSES, "the teacher has other classes", "    if head.classes != given.classes:\n", "    if False:\n", distilling("errors_in_words")),
 ]  # fmt: skip

@@ -84,6 +84,46 @@ def three_products(x: jax.Array, w: jax.Array, y: jax.Array, turned: jax.Array) 
     return z[0, 0], of_hidden.astype(x.dtype), of_kernel.astype(w.dtype)
 
 
+def pairs(size: Size, rng: np.random.Generator) -> dict[str, np.ndarray]:
+    rows, features, classes = size
+    student, teacher = inputs(size, rng), inputs((rows, 2 * features, classes), rng)
+    return {
+        "hidden": student["hidden"],
+        "kernel": student["kernel"],
+        "teacher_hidden": teacher["hidden"],
+        "teacher_kernel": teacher["kernel"],
+    }
+
+
+def truth_of_pairs(inputs: Inputs) -> list[np.ndarray]:
+    """In float64, some rows at a time: KL of the teacher from the student."""
+    hidden, kernel, teacher_hidden, teacher_kernel = (np.asarray(x).astype(np.float64) for x in inputs.values())
+    count, total = len(hidden), 0.0
+    of_hidden, of_kernel = np.zeros(hidden.shape), np.zeros(kernel.shape)
+    for first in range(0, count, 256):
+        part = slice(first, first + 256)
+        both = hidden[part] @ kernel, teacher_hidden[part] @ teacher_kernel
+        log_q, log_p = (z - z.max(1, keepdims=True) for z in both)
+        log_q, log_p = (z - np.log(np.exp(z).sum(1, keepdims=True)) for z in (log_q, log_p))
+        q, p = np.exp(log_q), np.exp(log_p)
+        total += float((p * (log_p - log_q)).sum())
+        of_hidden[part] = (q - p) @ kernel.T / count
+        of_kernel += hidden[part].T @ (q - p) / count
+    return [np.asarray(total / count), of_hidden, of_kernel]
+
+
+def materialised(x: jax.Array, w: jax.Array, y: jax.Array, v: jax.Array) -> jax.Array:
+    log_q, log_p = (
+        jax.nn.log_softmax(jax.lax.dot(a, b, preferred_element_type=jnp.float32)) for a, b in ((x, w), (y, v))
+    )
+    return optax.losses.kl_divergence_with_log_targets(log_q, log_p).mean()
+
+
+def four_products(x: jax.Array, w: jax.Array, y: jax.Array, v: jax.Array) -> Any:
+    z, t = jax.lax.optimization_barrier(tuple(jax.lax.dot(a, b) for a, b in ((x, w), (y, v))))
+    return z[0, 0] + t[0, 0], jax.lax.dot_general(z, w, (((1,), (1,)), ((), ()))), jax.lax.dot(x.T, z)
+
+
 BOTH = (0, 1)
 
 CASES = [
@@ -103,5 +143,20 @@ CASES = [
             "limit": with_jax.limit(gradient=three_products),
         },
         limit="the three matrix products: logits, and the gradients in hidden and kernel",
-    )
+    ),
+    Case(
+        name="linear_distillation",
+        sizes=((512, 512, 32000), (1024, 512, 32000), (1024, 768, 50257)),
+        tiny=(32, 8, 100),
+        inputs=pairs,
+        truth=truth_of_pairs,
+        modes=(GRADIENT,),
+        baseline="optax, logits of all rows",
+        variants={
+            "jaxloss": with_jax.loss(jl.linear_distillation, role="ours", wrt=BOTH),
+            "optax, logits of all rows": with_jax.loss(materialised, needs=("optax",), wrt=BOTH),
+            "limit": with_jax.limit(gradient=four_products),
+        },
+        limit="the four matrix products: both models' logits, and the gradients in hidden and kernel",
+    ),
 ]

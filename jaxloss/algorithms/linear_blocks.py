@@ -29,6 +29,7 @@ __all__ = [
     "planned",
     "repeat",
     "row_chunks",
+    "row_pieces",
     "rows_in_order",
     "vocabulary_offset",
 ]
@@ -226,6 +227,16 @@ def planned(
         wanted = min(max(tile // longest, 256), 4096 if again else classes)
         width = -(-lane // _parts(lane, max(1, wanted // lanes), 1))
     return chunks, Blocks(classes, lanes, width), again
+
+
+def row_pieces(rows: int, features: int, classes: int, *, devices: int, chunk_rows: int | None) -> int:
+    """Into how many chunks the rows are cut where each holds its logits several times over, and is made twice."""
+    if chunk_rows is not None:
+        return max(1, -(-rows // max(chunk_rows, 1)))
+    if rows * classes <= _SMALL:
+        return 1
+    # Each chunk adds to the whole gradient of the kernel, as above.
+    return _parts(rows, min(max(rows // 16, 64, features // 8), _LONGEST, rows), devices)
 
 
 def _parts(whole: int, longest: int, devices: int) -> int:

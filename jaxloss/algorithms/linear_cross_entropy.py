@@ -37,7 +37,15 @@ from jaxloss.core.formulas import sigmoid, softplus
 from jaxloss.core.numerics import widen
 from jaxloss.core.types import Array, AxisName
 
-__all__ = ["Head", "Options", "linear_nll", "linear_nll_total", "linear_statistics"]
+__all__ = [
+    "Head",
+    "Options",
+    "linear_nll",
+    "linear_nll_total",
+    "linear_nll_totals",
+    "linear_statistics",
+    "weighted_total",
+]
 
 
 class Head(NamedTuple):
@@ -81,14 +89,20 @@ class _Fixed(NamedTuple):
 
 def linear_nll_total(head: Head, labels: Array, valid: Array | None, coefficients: Array, options: Options) -> Array:
     """The sum of the rows' losses, each times its coefficient: hidden [..., D], labels and coefficients [...] -> []."""
+    return linear_nll_totals(head, labels, valid, coefficients, options)[0]
 
-    def total(head: Head, fixed: _Fixed, coefficients: Array) -> Array:
+
+def linear_nll_totals(head: Head, labels: Array, valid: Array | None, coefficients: Array, options: Options) -> Array:
+    """The same, and the z-loss in it, which has no gradient: [2]."""
+
+    def totals(head: Head, fixed: _Fixed, coefficients: Array) -> Array:
         flat = head._replace(hidden=head.hidden.reshape(-1, head.hidden.shape[-1]))
         fixed = fixed._replace(labels=fixed.labels.reshape(-1))
-        return _total(_plan(flat, options), flat, coefficients.reshape(-1), fixed)
+        whole, z = _total(_plan(flat, options), flat, coefficients.reshape(-1), fixed)
+        return jnp.stack([whole, jnp.zeros_like(whole) if z is None else z])
 
     arrays = [*jax.tree.leaves(head), coefficients]
-    return in_auto_mode(total, arrays, None)(_matched(head), _Fixed(labels, valid), coefficients)
+    return in_auto_mode(totals, arrays, None)(_matched(head), _Fixed(labels, valid), coefficients)
 
 
 def linear_nll(head: Head, labels: Array, valid: Array | None, options: Options) -> Array:
@@ -126,16 +140,29 @@ def _plan(head: Head, options: Options) -> _Plan:
 # --- The total, and what it takes to differentiate it -------------------------------------------------------------
 
 
+class _Losses(NamedTuple):
+    """The rows' losses and the z-loss in them, or the totals of both."""
+
+    whole: Array
+    z: Array | None
+
+
+def _totals(coefficients: Array, rows: _Losses) -> _Losses:
+    z = None if rows.z is None else weighted_total(*lax.stop_gradient((coefficients, rows.z)))
+    return _Losses(weighted_total(coefficients, rows.whole), z)
+
+
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
-def _total(plan: _Plan, head: Head, coefficients: Array, fixed: _Fixed) -> Array:
-    return _weighted(coefficients, _rows(plan, head, fixed))
+def _total(plan: _Plan, head: Head, coefficients: Array, fixed: _Fixed) -> _Losses:
+    return _totals(coefficients, _rows(plan, head, fixed))
 
 
-def _total_rule(plan: _Plan, primals: Sequence[Any], tangents: Sequence[Any]) -> tuple[Array, Array]:
+def _total_rule(plan: _Plan, primals: Sequence[Any], tangents: Sequence[Any]) -> tuple[_Losses, _Losses]:
     (head, coefficients, fixed), (d_head, d_coefficients, _) = primals, tangents
     needed = tuple(x is not None and not isinstance(x, SymbolicZero) for x in d_head)
     rows, gradient = _gradient(plan, needed, head, coefficients, fixed)
-    value = _weighted(coefficients, rows)
+    found = _totals(coefficients, rows)
+    value = found.whole
     tangent = jnp.zeros_like(value)
     for name, g, d in zip(Head._fields, gradient, d_head, strict=True):
         if g is not None:
@@ -144,8 +171,8 @@ def _total_rule(plan: _Plan, primals: Sequence[Any], tangents: Sequence[Any]) ->
             spread = plan.options.axis_name and name in ("kernel", "bias")
             tangent = tangent + (lax.psum(part, plan.options.axis_name) if spread else part).astype(value.dtype)
     if not isinstance(d_coefficients, SymbolicZero):
-        tangent = tangent + jnp.sum(_counted(coefficients, rows) * d_coefficients)
-    return value, tangent
+        tangent = tangent + jnp.sum(_counted(coefficients, rows.whole) * d_coefficients)
+    return found, _Losses(tangent, None if found.z is None else jnp.zeros_like(found.z))
 
 
 _total.defjvp(_total_rule, symbolic_zeros=True)
@@ -156,14 +183,15 @@ def _counted(coefficients: Array, rows: Array) -> Array:
     return jnp.where((coefficients == 0) & ~jnp.isfinite(rows), 0, rows)
 
 
-def _weighted(coefficients: Array, rows: Array) -> Array:
+def weighted_total(coefficients: Array, rows: Array) -> Array:
+    """The sum of the rows' losses, each times its coefficient."""
     return jnp.sum(coefficients * _counted(coefficients, rows))
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0, 1))
 def _gradient(
     plan: _Plan, needed: tuple[bool, ...], head: Head, coefficients: Array, fixed: _Fixed
-) -> tuple[Array, tuple[Array | None, ...]]:
+) -> tuple[_Losses, tuple[Array | None, ...]]:
     """Every row's loss, and the total's slope in what is needed of the head, wide (a kernel's in its dtype if low)."""
     return _fused(plan, needed, head, coefficients, fixed)
 
@@ -181,7 +209,7 @@ def _gradient_rule(
 
         def total(chosen: dict[str, Array]) -> tuple[Array, Array]:
             rows = _plain_rows(plan, head._replace(**chosen), fixed)
-            return _weighted(coefficients, rows), rows
+            return weighted_total(coefficients, rows), rows
 
         # Copies that vary over every mesh axis that the slopes do: the slope of what does not is summed over it.
         zero = lax.stop_gradient(nothing((head, coefficients, fixed)))
@@ -191,7 +219,8 @@ def _gradient_rule(
         return rows, tuple(slopes.get(name) for name in Head._fields)
 
     found = _gradient(plan, needed, head, coefficients, fixed)
-    _, change = jax.jvp(plain, (head, coefficients), (d_head, d_coefficients))
+    _, (rows, slopes) = jax.jvp(plain, (head, coefficients), (d_head, d_coefficients))
+    change = _Losses(rows, None if found[0].z is None else jnp.zeros_like(found[0].z)), slopes
     return found, jax.tree.map(lambda like, x: x.astype(like.dtype), found, change)
 
 
@@ -284,6 +313,10 @@ def _loss(head: Head, ends: _Ends) -> Array:
     return loss
 
 
+def _losses(head: Head, ends: _Ends) -> _Losses:
+    return _Losses(_loss(head, ends), None if head.z_loss is None else head.z_loss * jnp.square(ends.normalizer))
+
+
 def _class_count(plan: _Plan, valid: Array | None, dtype: jnp.dtype) -> Array:
     local = jnp.asarray(plan.blocks.classes, dtype) if valid is None else jnp.sum(valid, dtype=dtype)
     return lax.psum(local, plan.options.axis_name) if plan.options.axis_name else local
@@ -346,14 +379,15 @@ class _Pieces:
         return self.ends(row)
 
 
-def _rows(plan: _Plan, head: Head, fixed: _Fixed) -> Array:
+def _rows(plan: _Plan, head: Head, fixed: _Fixed) -> _Losses:
     pieces = _Pieces(plan, head, fixed)
-    shape = pieces.labels.shape
 
-    def body(k: Any, losses: Array) -> Array:
-        return losses.at[k].set(_loss(head, pieces.chunk(k)[1]))
+    def body(k: Any, losses: _Losses) -> _Losses:
+        return jax.tree.map(lambda whole, part: whole.at[k].set(part), losses, _losses(head, pieces.chunk(k)[1]))
 
-    return rows_in_order(repeat(plan.chunks, body, _shared(plan, pieces.zeros(*shape))), head.hidden.shape[0])
+    empty = _shared(plan, pieces.zeros(*pieces.labels.shape))
+    losses = repeat(plan.chunks, body, _Losses(empty, None if head.z_loss is None else empty))
+    return jax.tree.map(lambda x: rows_in_order(x, head.hidden.shape[0]), losses)
 
 
 def _shared(plan: _Plan, x: Array) -> Array:
@@ -439,7 +473,7 @@ class _Need(NamedTuple):
 
 def _fused(
     plan: _Plan, needed: tuple[bool, ...], head: Head, coefficients: Array, fixed: _Fixed
-) -> tuple[Array, tuple[Array | None, ...]]:
+) -> tuple[_Losses, tuple[Array | None, ...]]:
     need = _Need(*needed)
     pieces = _Pieces(plan, head, fixed)
     pieces.zero = pieces.zero + nothing(coefficients).astype(pieces.wide)
@@ -541,10 +575,10 @@ def _fused(
     if slopes.temperature is not None:
         found["temperature"] = summed(slopes.temperature)
     if need.z_loss:
-        found["z_loss"] = _weighted(coefficients, jnp.square(ends.normalizer))
+        found["z_loss"] = weighted_total(coefficients, jnp.square(ends.normalizer))
     if need.label_smoothing and ends.mean is not None:
-        found["label_smoothing"] = _weighted(coefficients, ends.normalizer - ends.mean - ends.nll)
-    return _loss(head, ends), tuple(found.values())
+        found["label_smoothing"] = weighted_total(coefficients, ends.normalizer - ends.mean - ends.nll)
+    return _losses(head, ends), tuple(found.values())
 
 
 def _fast(
@@ -657,7 +691,7 @@ def _plain_rows(plan: _Plan, head: Head, fixed: _Fixed, finish: _Finish | None =
     kernel = widen(_existing(head.kernel, valid, plan.class_axis))
 
     def chunk(kernel: Array, x: Array, labels: Array) -> Array:
-        x = numbers(x, head.hidden.dtype)
+        x = x.astype(head.hidden.dtype)
         z = _logits(whole, head, x, kernel.astype(head.kernel.dtype), bias, valid)
         here = whole.blocks.index(0) == labels[:, None]
         empty = _no_row(jnp.sum(jnp.zeros_like(z), axis=1), head.label_smoothing is not None)
@@ -666,7 +700,7 @@ def _plain_rows(plan: _Plan, head: Head, fixed: _Fixed, finish: _Finish | None =
         ends = _ends(row, _class_count(whole, fixed.valid, pieces.wide))
         return _loss(head, ends) if finish is None else finish(z, row, ends)
 
-    inputs = (pieces.hidden, pieces.labels)
+    inputs = (row_chunks(widen(head.hidden), plan.chunks), pieces.labels)  # wide: bits have no gradient
     if plan.chunks == 1:
         found = jax.checkpoint(chunk)(kernel, *(x[0] for x in inputs))[None]
     else:

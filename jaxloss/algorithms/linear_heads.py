@@ -32,7 +32,7 @@ def admitted_head(
     axis_name: AxisName = None,
     prefix: str = "",
 ) -> AdmittedHead:
-    """Refuse in words what does not fit; `prefix` stands before the names of hidden and kernel."""
+    """Refuse in words what does not fit; `prefix` stands before the names of hidden, kernel and bias."""
     names = prefix + "hidden", prefix + "kernel"
     found = admitted({names[0]: hidden, names[1]: kernel})
     x, w = found.values()
@@ -51,8 +51,9 @@ def admitted_head(
     if classes == 0:
         raise ValueError(f"`{names[1]}` {list(w.shape)} has no class")
     if bias is not None:
-        (b,) = admitted({"bias": bias}).values()
-        message = f"`bias` {list(b.shape)} must have one entry for each of the {classes} classes"
+        name = prefix + "bias"
+        (b,) = admitted({name: bias}).values()
+        message = f"`{name}` {list(b.shape)} must have one entry for each of the {classes} classes"
         demand(chex.assert_shape, b, (classes,), error=ValueError, message=message)
     return AdmittedHead(
         classes * (lax.axis_size(axis_name) if axis_name else 1), admit_mask("valid", valid, (classes,))

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 from typing import Literal
 
-from jaxloss.algorithms.linear_cross_entropy import Head, Options, linear_nll, linear_nll_total
+import jax.numpy as jnp
+
+from jaxloss.algorithms.linear_cross_entropy import Head, Options, linear_nll, linear_nll_total, weighted_total
+from jaxloss.algorithms.linear_distillation import Layer, distilled, distilled_from_top_k
 from jaxloss.algorithms.linear_heads import admitted_head
 from jaxloss.core.compiled import compiled
 from jaxloss.core.frames import summed
+from jaxloss.core.inputs import as_array
 from jaxloss.core.types import (
     Array,
     AxisName,
     Fraction,
     Label,
+    LogProbability,
     Mask,
     NonNegative,
     Positive,
@@ -22,7 +27,7 @@ from jaxloss.core.types import (
     Weights,
 )
 
-__all__ = ["linear_softmax_cross_entropy"]
+__all__ = ["linear_distillation", "linear_softmax_cross_entropy", "linear_top_k_distillation"]
 
 
 @compiled
@@ -108,6 +113,178 @@ def linear_softmax_cross_entropy(
             "soft_cap": soft_cap,
             "temperature": temperature,
         },
+        where=where,
+        weights=weights,
+        reduction=reduction,
+    )
+
+
+@compiled
+def linear_distillation(
+    hidden: Real,
+    kernel: Real,
+    teacher_hidden: Real,
+    teacher_kernel: Real,
+    *,
+    divergence: Literal["forward", "reverse", "jensen_shannon"] = "forward",
+    bias: Real | None = None,
+    teacher_bias: Real | None = None,
+    transposed_kernel: bool = False,
+    temperature: Positive | None = None,
+    chunk_rows: int | None = None,
+    where: Mask = None,
+    weights: Weights = None,
+    reduction: Reduction = "mean",
+) -> Array:
+    """How far a student's next token is from a teacher's, from the last layers of both, without the logits.
+
+        T^2 KL(p || q)                              forward:   p = softmax(teacher's logits / T), q the student's
+        T^2 KL(q || p)                              reverse
+        T^2 (KL(p || m) + KL(q || m)) / 2           jensen_shannon:   m = (p + q) / 2
+
+    Use to train a small language model towards a large one: forward covers all that the teacher says, reverse keeps to
+    what it says most, Jensen-Shannon lies between and is bounded.
+
+    Args:
+      hidden: [..., D] real, the input of the student's last layer.
+      kernel: [D, V] real.
+      teacher_hidden: [..., E] real, the input of the teacher's; the same rows.
+      teacher_kernel: [E, V] real; the same classes.
+      divergence: which of the three.
+      bias, teacher_bias: [V] real; -inf rules a class out.
+      transposed_kernel: whether the kernels are [V, D] and [V, E].
+      temperature: T > 0, divides both models' logits; None is 1. The factor T^2 keeps the gradient's size.
+      chunk_rows: how many rows' logits are held at once; None chooses by the shapes.
+      where, weights, reduction: see `jaxloss.reduce`.
+    Returns: nats times T^2, in [0, inf], Jensen-Shannon in [0, T^2 log 2]; 0 for equal logits, and never below. inf
+      where forward's student or reverse's teacher rules out what the other does not.
+    Gradient: forward: T (q - p) towards the student's logits, times kernel and hidden. None to the teacher: its hidden
+      states, kernel and bias count as constants. Each derivative makes the logits again (four products).
+    Peers: liger_kernel.transformers.LigerFusedLinearJSD (without T^2), torch.nn.KLDivLoss of the logits.
+    Reference: Hinton, Vinyals and Dean (2015), Distilling the knowledge in a neural network, arXiv 1503.02531; reverse:
+      Gu et al. (2024), MiniLLM, ICLR; Jensen-Shannon: Agarwal et al. (2024), On-policy distillation, ICLR.
+    """
+    head = admitted_head(hidden, kernel, bias, None, transposed=transposed_kernel)
+    given = admitted_head(
+        teacher_hidden, teacher_kernel, teacher_bias, None, transposed=transposed_kernel, prefix="teacher_"
+    )
+    if head.classes != given.classes:
+        raise ValueError(
+            f"`kernel` {list(jnp.shape(kernel))} and `teacher_kernel` {list(jnp.shape(teacher_kernel))} must have the "
+            f"same classes: {head.classes} is not {given.classes}"
+        )
+
+    def value(
+        hidden: Array,
+        teacher_hidden: Array,
+        kernel: Array,
+        bias: Array | None,
+        teacher_kernel: Array,
+        teacher_bias: Array | None,
+        temperature: Array | None,
+        coefficients: Array | None,
+    ) -> Array:
+        rows = distilled(
+            Layer(hidden, kernel, bias),
+            Layer(teacher_hidden, teacher_kernel, teacher_bias),
+            temperature,
+            divergence=divergence,
+            transposed=transposed_kernel,
+            chunk_rows=chunk_rows,
+        )
+        return rows if coefficients is None else weighted_total(coefficients, rows)
+
+    return summed(
+        value,
+        hidden=hidden,
+        teacher_hidden=teacher_hidden,
+        trailing={"hidden": 1, "teacher_hidden": 1},
+        classes=head.classes,
+        shared={"kernel": kernel, "bias": bias, "teacher_kernel": teacher_kernel, "teacher_bias": teacher_bias},
+        scalars={"temperature": temperature},
+        where=where,
+        weights=weights,
+        reduction=reduction,
+    )
+
+
+@compiled
+def linear_top_k_distillation(
+    hidden: Real,
+    kernel: Real,
+    log_probabilities: LogProbability,
+    labels: Label,
+    *,
+    bias: Real | None = None,
+    transposed_kernel: bool = False,
+    temperature: Positive | None = None,
+    chunk_rows: int | None = None,
+    where: Mask = None,
+    weights: Weights = None,
+    reduction: Reduction = "mean",
+) -> Array:
+    """Divergence of a student's next token from a teacher of whom the K most probable tokens were kept.
+
+        T^2 (sum_k p_k log(p_k / q[labels_k]) + r log(r / s)),   p = exp(log_probabilities), q = softmax(z / T)
+        r = 1 - sum_k p_k, s = 1 - sum_k q[labels_k];   z = hidden @ kernel + bias
+
+    Use where the teacher's answers are stored, or come from a service. What was not kept is one bucket: renormalised,
+    the K would teach that nothing else is possible; as they are and no bucket, nothing would hold the student's tail.
+
+    Args:
+      hidden: [..., D] real, the input of the last layer.
+      kernel: [D, V] real.
+      log_probabilities: [..., K] the teacher's, at the same temperature; -inf is probability 0.
+      labels: [..., K] integer in [0, V), the classes of these; distinct within a row.
+      bias: [V] real; -inf rules a class out.
+      transposed_kernel: whether `kernel` is [V, D].
+      temperature: T > 0, divides the student's logits; None is 1.
+      chunk_rows: how many rows' logits are held at once; None chooses by the shapes.
+      where, weights, reduction: see `jaxloss.reduce`.
+    Returns: nats times T^2, in [0, inf], at most the divergence from the whole teacher. Probabilities that add up to
+      more than 1 (by their rounding) leave an empty bucket.
+    Gradient: T (q - p) towards the K classes' logits; elsewhere T q (1 - r / s). None to the teacher.
+    Peers: none known.
+    Reference: Anshumann et al. (2025), Sparse logit sampling: accelerating knowledge distillation in LLMs, ACL, where
+      the bucket is the "ghost token".
+    """
+    head = admitted_head(hidden, kernel, bias, None, transposed=transposed_kernel)
+    given, index = as_array("log_probabilities", log_probabilities), as_array("labels", labels)
+    if given.shape != index.shape:
+        raise ValueError(
+            f"`log_probabilities` {list(given.shape)} and `labels` {list(index.shape)} must have one shape, [..., K]"
+        )
+    if index.ndim and index.shape[-1] > head.classes:
+        raise ValueError(f"`labels` {list(index.shape)} has more entries a row than there are classes, {head.classes}")
+
+    def value(
+        hidden: Array,
+        log_probabilities: Array,
+        labels: Array,
+        kernel: Array,
+        bias: Array | None,
+        temperature: Array | None,
+        coefficients: Array | None,
+    ) -> Array:
+        rows = distilled_from_top_k(
+            Layer(hidden, kernel, bias),
+            log_probabilities,
+            labels,
+            temperature,
+            transposed=transposed_kernel,
+            chunk_rows=chunk_rows,
+        )
+        return rows if coefficients is None else weighted_total(coefficients, rows)
+
+    return summed(
+        value,
+        hidden=hidden,
+        log_probabilities=given,
+        labels=index,
+        trailing={"hidden": 1, "log_probabilities": 1, "labels": 1},
+        classes=head.classes,
+        shared={"kernel": kernel, "bias": bias},
+        scalars={"temperature": temperature},
         where=where,
         weights=weights,
         reduction=reduction,

@@ -77,7 +77,8 @@ def by_hand(row):
 USUAL = {
     "adam", "adamw", "sgd", "lbfgs", "sgd+zoom", "sgd+backtracking", "momo", "polyak_sgd", "sophia", "muon", "prodigy",
     "sam(transparent)", "schedule_free_adamw", "lookahead(sgd)", "dpsgd", "MultiSteps(adam)",
-    "inject_hyperparams(adam)", "chain(adam,reduce_on_plateau)", "apply_if_finite(lbfgs)", "masked(adam)", "partition(adam,sgd)",
+    "inject_hyperparams(adam)", "chain(adam,reduce_on_plateau)", "apply_if_finite(lbfgs)", "masked(adam)",
+    "partition(adam,sgd)",
 }  # fmt: skip
 
 
