@@ -17,6 +17,7 @@ from jaxloss.algorithms.ctc import ctc_alignment as ctc_alignment
 from jaxloss.algorithms.linear_chain import chain_marginals as chain_marginals
 from jaxloss.algorithms.linear_chain import viterbi as viterbi
 from jaxloss.algorithms.linear_log_probability import linear_log_probability as linear_log_probability
+from jaxloss.algorithms.linear_z_loss import linear_cross_entropy_and_z_loss as linear_cross_entropy_and_z_loss
 from jaxloss.checks import check as check
 from jaxloss.checks import checked as checked
 from jaxloss.core import frames as frames

@@ -392,7 +392,7 @@ def _admissible(name: str, known: Mapping[str, Any], shapes: Shapes, axis: objec
     if isinstance(domain, Inclusion):
         return Domain(domain.name, points=(0.0, 1.0)), domain.text
     if isinstance(domain, ClassIndex):
-        classes = _classes(known, shapes, axis)
+        classes = _classes(known, shapes, axis) if domain.beside_scores else None
         last = None if classes is None else classes - 1
     elif isinstance(domain, Length):
         last = min((shapes[other][steps] for other, steps in _measured(name, known, shapes)), default=None)
@@ -440,16 +440,21 @@ def _measured(name: str, known: Mapping[str, Any], shapes: Shapes) -> list[tuple
 
 
 def _missing_axes(mask: tuple[int, ...], shape: tuple[int, ...], axis: object) -> tuple[int, ...] | None:
-    """The axes that a mask lacks because the loss consumes them, or None where it speaks of other entries."""
-    missing: tuple[int, ...] = ()
-    if mask and len(mask) < len(shape):
-        axes = axis if isinstance(axis, tuple) else (axis,)
-        missing = tuple(a % len(shape) for a in axes if isinstance(a, int))
-        if len(mask) + len(missing) != len(shape):
-            missing = tuple(range(len(mask), len(shape)))
-    kept = [size for i, size in enumerate(shape) if i not in missing]
-    fits = not mask or (len(mask) == len(kept) and all(a in (1, b) for a, b in zip(mask, kept, strict=True)))
-    return missing if fits else None
+    """The axes that a mask lacks: those that the loss consumes, or the last; None where it speaks of other entries."""
+    if not mask or len(mask) >= len(shape):
+        return () if _fits(mask, shape) else None
+    axes = axis if isinstance(axis, tuple) else (axis,)
+    consumed = tuple(a % len(shape) for a in axes if isinstance(a, int))
+    last = tuple(range(len(mask), len(shape)))
+    for missing in (consumed, last):
+        kept = tuple(size for i, size in enumerate(shape) if i not in missing)
+        if len(mask) == len(kept) and _fits(mask, kept):
+            return missing
+    return None
+
+
+def _fits(mask: tuple[int, ...], shape: tuple[int, ...]) -> bool:
+    return not mask or (len(mask) == len(shape) and all(a in (1, b) for a, b in zip(mask, shape, strict=True)))
 
 
 def _name(function: Callable[..., Any]) -> str:

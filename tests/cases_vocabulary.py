@@ -56,10 +56,10 @@ def linear_top_k_distillation(
 
 
 def best_classes(rng, arrays):
-    """Distinct classes, and log-probabilities that leave a tenth for the others."""
+    """Distinct classes, and probabilities that leave something for the others, if there are any."""
     (rows, k), classes = arrays["labels"].shape, arrays["kernel"].shape[1]
     labels = np.stack([rng.permutation(classes)[:k] for _ in range(rows)]) if rows else arrays["labels"]
-    p = rng.dirichlet(np.ones(k + 1), rows)[:, :k]
+    p = rng.dirichlet(np.ones(min(k + 1, classes)), rows)[:, :k]
     return {**arrays, "labels": labels, "log_probabilities": np.log(p)}
 
 

@@ -114,9 +114,23 @@ MUTANTS = [
     (
         CHECKS,
         "a mask of rows covers the last axes",
-        "        if len(mask) + len(missing) != len(shape):\n",
-        "        if mask:\n",
+        "    for missing in (consumed, last):\n",
+        "    for missing in (last,):\n",
         "tests/test_checks.py -k consumes",
+    ),
+    (
+        CHECKS,
+        "an axis that is pooled is taken for one that the mask lacks",
+        "    for missing in (consumed, last):\n",
+        "    for missing in (consumed,):\n",
+        "tests/test_checks.py -k 'entry_by_entry and load_balance'",
+    ),
+    (
+        CHECKS,
+        "labels of a kernel's classes are counted by the scores beside them",
+        "_classes(known, shapes, axis) if domain.beside_scores else None",
+        "_classes(known, shapes, axis)",
+        "tests/test_checks.py -k 'entry_by_entry and top_k'",
     ),
     (
         CHECKS,

@@ -42,6 +42,6 @@ MUTANTS = [
     (DISTILLATION, "what both rule out is nan", "    absent = (a == -jnp.inf) & (b == -jnp.inf)\n", "    absent = jnp.zeros_like(a, bool)\n", distilling("ruled_out")),
     (DISTILLATION, "the middle's slope is none at equality", "    jax.nn.sigmoid,\n", "    lambda x: jnp.where(x > 0, jax.nn.sigmoid(x), 0),\n", distilling("every_derivative and jensen")),
     (DISTILLATION, "the bucket holds the K too", "student.at[rows, labels].set(-jnp.inf)", "student", distilling("up_to_the_whole")),
-    (DISTILLATION, "a bucket below nothing", "jnp.maximum(1 - jnp.sum(jnp.exp(b), axis=1, keepdims=True), 0)", "1 - jnp.sum(jnp.exp(b), axis=1, keepdims=True)", distilling("whole or empty_buckets")),
+    (DISTILLATION, "a bucket below nothing", "jnp.where(left > 0, jnp.log(jnp.where(left > 0, left, 1)), -jnp.inf)", "jnp.log(left)", distilling("empty_buckets")),
     (LOSSES, "the teacher has other classes", "    if head.classes != given.classes:\n", "    if False:\n", distilling("errors_in_words")),
 ]  # fmt: skip

@@ -22,6 +22,7 @@ from jaxloss.core.types import (
     BinaryLogit,
     Domain,
     Fraction,
+    Inclusion,
     Label,
     Lengths,
     Logit,
@@ -342,21 +343,30 @@ CONSTANT = np.array([0.0, 2.0, 0.0], np.float32)
 DRAWN = {f"{case.name}-{'-'.join(case.axes.values())}": case for case in CASES}
 
 
+def has_bounds(domain):
+    """Whether some number, nan for instance, is outside."""
+    return not isinstance(domain, Inclusion) and not (isinstance(domain, Domain) and domain.integer)
+
+
 @pytest.mark.parametrize("case", DRAWN.values(), ids=DRAWN)
 def test_every_loss_is_checked_entry_by_entry(case):
     run = Run(case, dict(case.options[0]), "float32", first=True)
     arrays = run.cast(run.arrays)
     call = functools.partial(verdict, case.loss, **run.static, **run.traced)
-    everywhere = jnp.ones(run.tail_shape(run.arrays), bool)  # one program for the three calls
+    shape = (*run.tail_shape(run.arrays), *(run.arrays[next(iter(arrays))].shape[1:2] if case.entries else ()))
+    everywhere = jnp.ones(shape, bool)  # one program for the three calls
     assert call(**arrays, where=everywhere) is None
-    # The case's last array is spoilt in row 2: found there, and free where that row is excluded.
-    name, axes = list(case.axes.items())[-1]
+    # The case's last array with a bound is spoilt in row 2: found there, and free where that row is excluded.
+    name, axes = [(name, axes) for name, axes in case.axes.items() if has_bounds(run.domains[name])][-1]
     spoilt = arrays[name].at[2].set(-100 if jnp.issubdtype(arrays[name].dtype, jnp.integer) else NAN)
     place = ", ".join(["2", *["0"] * (len(axes) - 1)])
     if axes[0] != "N":
         spoilt, place = arrays[name].at[1].set(NAN), "1, 0"
     arrays[name] = spoilt
-    assert (call(**arrays, where=everywhere) or "").startswith(f"`{name}`[{place}] of {case.name} is ")
+    found = call(**arrays, where=everywhere) or ""
+    if "masked" in arrays:  # the first of the row that is not excused
+        place = f"2, {int(jnp.argmax(arrays['masked'][2]))}"
+    assert found.startswith(f"`{name}`[{place}] of {case.name} is ")
     excused = call(**arrays, where=everywhere.at[2].set(False))
     assert (excused is None) == (axes[0] == "N"), excused
 

@@ -38,10 +38,11 @@ class Domain:
 
 @dataclasses.dataclass(frozen=True)
 class ClassIndex:
-    """Integers in [0, classes); how many classes there are is read from the scores beside the labels."""
+    """Integers in [0, classes); how many classes there are is read from the scores beside the labels, if they tell."""
 
     name: str = "label"
     text: str = "{0, ..., classes - 1}"
+    beside_scores: bool = True
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,6 +72,7 @@ BinaryLogit = Annotated[ArrayLike, Domain("binary logit", low_closed=True, high_
 LogProbability = Annotated[ArrayLike, Domain("log-probability", high=0.0, low_closed=True, high_closed=True)]
 Sign = Annotated[ArrayLike, Domain("sign", low=-1.0, high=1.0, points=(-1.0, 1.0))]
 Label = Annotated[ArrayLike, ClassIndex()]
+VocabularyLabel = Annotated[ArrayLike, ClassIndex(beside_scores=False)]  # of a kernel's classes, not of scores' entries
 Lengths = Annotated[ArrayLike | None, Length()]
 ValidMask = Annotated[ArrayLike | None, Inclusion("valid")]
 Fraction = Annotated[ArrayLike, Domain("fraction", low=0.0, high=1.0, low_closed=True)]

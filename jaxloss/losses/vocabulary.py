@@ -16,7 +16,6 @@ from jaxloss.core.types import (
     Array,
     AxisName,
     Fraction,
-    Label,
     LogProbability,
     Mask,
     NonNegative,
@@ -24,6 +23,7 @@ from jaxloss.core.types import (
     Real,
     Reduction,
     ValidMask,
+    VocabularyLabel,
     Weights,
 )
 
@@ -34,7 +34,7 @@ __all__ = ["linear_distillation", "linear_softmax_cross_entropy", "linear_top_k_
 def linear_softmax_cross_entropy(
     hidden: Real,
     kernel: Real,
-    labels: Label,
+    labels: VocabularyLabel,
     *,
     bias: Real | None = None,
     transposed_kernel: bool = False,
@@ -57,7 +57,8 @@ def linear_softmax_cross_entropy(
         z = soft_cap tanh(u / soft_cap) / temperature,   u = hidden @ kernel + bias
 
     Use wherever the vocabulary is large: the value and gradient of the layer followed by `softmax_cross_entropy`, in
-    the time of the three matrix products and a fraction of the memory.
+    the time of the three matrix products and a fraction of the memory. With fewer classes than features the plain loss
+    holds less.
 
     Args:
       hidden: [..., D] real, the input of the last layer.
@@ -136,7 +137,7 @@ def linear_distillation(
     weights: Weights = None,
     reduction: Reduction = "mean",
 ) -> Array:
-    """How far a student's next token is from a teacher's, from the last layers of both, without the logits.
+    """How far a student's next token is from a teacher's, from both last layers, without the logits.
 
         T^2 KL(p || q)                              forward:   p = softmax(teacher's logits / T), q the student's
         T^2 KL(q || p)                              reverse
@@ -213,7 +214,7 @@ def linear_top_k_distillation(
     hidden: Real,
     kernel: Real,
     log_probabilities: LogProbability,
-    labels: Label,
+    labels: VocabularyLabel,
     *,
     bias: Real | None = None,
     transposed_kernel: bool = False,
@@ -242,7 +243,7 @@ def linear_top_k_distillation(
       chunk_rows: how many rows' logits are held at once; None chooses by the shapes.
       where, weights, reduction: see `jaxloss.reduce`.
     Returns: nats times T^2, in [0, inf], at most the divergence from the whole teacher. Probabilities that add up to
-      more than 1 (by their rounding) leave an empty bucket.
+      more than 1 (by their rounding) leave an empty bucket; where K is V there is none.
     Gradient: T (q - p) towards the K classes' logits; elsewhere T q (1 - r / s). None to the teacher.
     Peers: none known.
     Reference: Anshumann et al. (2025), Sparse logit sampling: accelerating knowledge distillation in LLMs, ACL, where

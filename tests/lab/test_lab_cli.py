@@ -79,7 +79,7 @@ def test_list_of_a_family():
     assert [line.split()[0] for line in lines] == [e.name for e in catalogue.entries() if e.family == "binary"]
     result = call("list", "--family", "bianry")
     assert result.exit_code == 2
-    assert "no family is named 'bianry'; did you mean binary?; known: binary," in result.stderr
+    assert "no family is named 'bianry'; did you mean binary?; known: alignment, binary," in result.stderr
 
 
 def test_show_has_the_whole_card():
