@@ -76,7 +76,8 @@ def run(where: pathlib.Path, tests: str) -> tuple[int | None, str]:
         child.kill()
         child.join()
         return None, ""
-    return child.exitcode, log.read_text()[-2000:]
+    # Python's own exit codes lie below 100: a child that broke has not found a defect.
+    return (child.exitcode or 0) - 100, log.read_text()[-2000:]
 
 
 def in_the_copy(where: str, tests: str, log: str) -> None:
@@ -93,7 +94,7 @@ def in_the_copy(where: str, tests: str, log: str) -> None:
         options = ["-q", "-x", "-m", "", "--no-header", "-p", "no:cacheprovider", "-p", "no:xdist"]
         code = pytest.main([*options, *shlex.split(tests)])
         sys.stdout.flush()
-        os._exit(int(code))
+        os._exit(100 + int(code))
 
 
 def verdict(mutant: Mutant) -> tuple[str, float]:
