@@ -6,7 +6,7 @@ PYTHON ?= .venv/bin/python
 test:
 	$(PYTHON) -m pytest -q -n auto
 
-test-all:  # the rarer formats and optimizers too
+test-all:  # half precision, other frameworks and layouts, rarer optimizers, killed processes
 	$(PYTHON) -m pytest -q -n auto -m ""
 
 lint:

@@ -248,6 +248,7 @@ class Run:
                 found["partial"] = f(floats, reduction="partial")
             if self.dtype in ("float64", "float32"):
                 found["curve"] = jax.jvp(jax.grad(f), (floats,), (direction,))[1]
+            if self.dtype == "float64":  # what a second derivative means depends on no format, and it is dear
                 found["curve_in_reverse"] = jax.grad(lambda x: _dot(jax.grad(f)(x), direction))(floats)
             return found
 
@@ -475,7 +476,8 @@ def hessian_is_the_slope_of_the_gradient(run: Run) -> None:
     scale = max(_scale(got["curve"]), 1e-3 * _scale(got["slopes"]))
     for name, want in got["curve"].items():
         rtol = 1e-9 if run.dtype == "float64" else 2e-4
-        _close(got["curve_in_reverse"][name], want, f"Hessian in reverse, `{name}`", rtol=rtol, atol=rtol * scale)
+        if "curve_in_reverse" in got:
+            _close(got["curve_in_reverse"][name], want, f"Hessian in reverse, `{name}`", rtol=rtol, atol=rtol * scale)
     if run.dtype != "float64":
         return
     step = 1e-4

@@ -13,6 +13,8 @@ from benchmarks import __main__, cases, measure, with_command, with_jax, with_to
 from benchmarks.case import GRADIENT, RUN, VALUE, Case, Prepared
 from benchmarks.truth import mean_over_rows, worst_error
 
+pytestmark = pytest.mark.exhaustive
+
 LOG = []  # (request, variant)
 
 

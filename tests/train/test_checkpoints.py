@@ -465,6 +465,7 @@ def files(folder):
     ],
     ids=["a new step", "the same step again"],
 )
+@pytest.mark.exhaustive
 def test_whatever_moment_the_process_dies_at(tmp_path, new, stages):
     """At every moment there is a newest checkpoint, it is the old or the new one, and nothing half is called whole."""
     folder = tmp_path / "run"
@@ -489,6 +490,7 @@ def test_whatever_moment_the_process_dies_at(tmp_path, new, stages):
         assert len(names(then)) == 2
 
 
+@pytest.mark.exhaustive
 def test_kill_9_loses_at_most_the_save_that_it_hits(tmp_path):
     rng, runs = np.random.default_rng(int.from_bytes(os.urandom(4))), []
     try:

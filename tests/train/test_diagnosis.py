@@ -365,6 +365,7 @@ def test_what_is_not_seen_does_no_harm():
 # --- Frameworks ---------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.exhaustive
 def test_flax_linen():
     from flax import linen as nn
 
@@ -431,6 +432,7 @@ def test_flax_nnx():
 
 
 @pytest.mark.skipif(importlib.util.find_spec("equinox") is None, reason="equinox is not installed")
+@pytest.mark.exhaustive
 def test_equinox():
     import equinox as eqx
 
@@ -445,6 +447,7 @@ def test_equinox():
     assert {x.name for x in seen.layers} == {f"layers/{i}/{leaf}" for i in range(3) for leaf in ("weight", "bias")}
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("kind", ["Auto", "Explicit"])
 def test_on_a_mesh(devices, kind):
     def loss_fn(params, batch):

@@ -25,7 +25,7 @@ from sklearn.datasets import load_digits
 
 import jaxloss as jl
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
+pytestmark = [pytest.mark.usefixtures("quick_compilation"), pytest.mark.exhaustive]
 
 IMAGES, LABELS = load_digits(return_X_y=True)
 BATCH = {

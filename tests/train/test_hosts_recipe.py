@@ -18,7 +18,10 @@ BLOCKS = re.findall(r"```python\n(.*?)```", README, flags=re.S)
 (RECIPE,) = (block for block in BLOCKS if "make_array_from_process_local_data" in block)
 FULLY_SHARDED = next(code for code in re.findall(r"`(params = [^`]*)`", README) if "mesh.size" in code)
 
-pytestmark = pytest.mark.skipif(jax.device_count() < 4, reason="needs four (forced) devices")
+pytestmark = [
+    pytest.mark.skipif(jax.device_count() < 4, reason="needs four (forced) devices"),
+    pytest.mark.exhaustive,
+]
 
 
 def run_here(code):

@@ -17,6 +17,7 @@ from jaxloss.train import Aux, State, make_train_step
 
 pytestmark = [
     pytest.mark.usefixtures("quick_compilation"),
+    pytest.mark.exhaustive,
     pytest.mark.skipif(jax.device_count() < 4, reason="needs four (forced) devices"),
 ]
 

@@ -10,6 +10,8 @@ import pytest
 import two_process_worker as worker
 from processes import run_together
 
+pytestmark = pytest.mark.exhaustive
+
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):
