@@ -235,7 +235,7 @@ def test_many_classes_have_hessians(offset):
 
 @pytest.mark.parametrize("offset", [-2e3, 2e3])
 def test_vmapped_rows_out_of_range_have_hessians(offset):
-    """vmap computes both branches for every row, and the transpose multiplies what is not chosen by 0."""
+    """vmap computes both branches for every row, also the one that overflows."""
     rng = np.random.default_rng(0)
     with jax.enable_x64(True):
         z = np.array([[0.0], [offset]]) + rng.normal(size=(2, 133))
