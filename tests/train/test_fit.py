@@ -526,6 +526,15 @@ def test_ctrl_c_returns_what_there_is(tmp_path, adam):
     assert checkpoints.saved_steps(tmp_path) == [7]
 
 
+@pytest.fixture
+def hears_ctrl_c():
+    """A program that was started in the background may have been told to ignore it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("hears_ctrl_c")
 def test_ctrl_c_in_the_middle_of_a_step_loses_nothing(adam):
     """The old state is donated by then, and the new one has no name yet."""
 
@@ -542,6 +551,7 @@ def test_ctrl_c_in_the_middle_of_a_step_loses_nothing(adam):
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
+@pytest.mark.usefixtures("hears_ctrl_c")
 def test_ctrl_c_elsewhere_does_not_wait(adam):
     def batches():
         yield from BATCHES[:2]
@@ -551,6 +561,7 @@ def test_ctrl_c_elsewhere_does_not_wait(adam):
     assert fit(adam, adam.init(PARAMS), batches(), steps=9, progress=False).reason == "interrupted"
 
 
+@pytest.mark.usefixtures("hears_ctrl_c")
 def test_a_second_ctrl_c_does_not_wait_either(adam):
     def press(step, metrics):
         if step == 5:
