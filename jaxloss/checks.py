@@ -447,8 +447,7 @@ def _missing_axes(mask: tuple[int, ...], shape: tuple[int, ...], axis: object) -
     consumed = tuple(a % len(shape) for a in axes if isinstance(a, int))
     last = tuple(range(len(mask), len(shape)))
     for missing in (consumed, last):
-        kept = tuple(size for i, size in enumerate(shape) if i not in missing)
-        if len(mask) == len(kept) and _fits(mask, kept):
+        if _fits(mask, tuple(size for i, size in enumerate(shape) if i not in missing)):
             return missing
     return None
 

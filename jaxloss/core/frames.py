@@ -395,17 +395,7 @@ def sequencewise(
     `lengths`; beside a bare array nothing is alive in a sequence that `where` excludes.
     """
     named = inputs.admitted(arrays)
-    for name, x in named.items():
-        if x.ndim < steps[name]:
-            raise ValueError(f"`{name}` {list(x.shape)} must have at least {steps[name]} axes")
-    batch = {name: x.shape[: x.ndim - steps[name]] for name, x in named.items()}
-    first, shape = next(iter(batch.items()))
-    for name, found in batch.items():
-        message = (
-            f"`{first}` {list(named[first].shape)} and `{name}` {list(named[name].shape)} must have one batch: "
-            f"{list(shape)} is not {list(found)}"
-        )
-        demand(chex.assert_equal, found, shape, error=ValueError, message=message)
+    shape = _batch_of(named, steps, "one batch")
     mask = admit_mask("where", where, shape)
     alive: list[Array] = []
     bad = jnp.zeros(shape, bool)
@@ -466,17 +456,7 @@ def summed(
     and it returns sum_i c_i v_i; or None, and it returns the rows [...].
     """
     named = inputs.admitted(arrays)
-    for name, x in named.items():
-        if x.ndim < trailing[name]:
-            raise ValueError(f"`{name}` {list(x.shape)} must have at least {trailing[name]} axes")
-    batch = {name: x.shape[: x.ndim - trailing[name]] for name, x in named.items()}
-    first, shape = next(iter(batch.items()))
-    for name, found in batch.items():
-        message = (
-            f"`{first}` {list(named[first].shape)} and `{name}` {list(named[name].shape)} must have the same rows: "
-            f"{list(shape)} is not {list(found)}"
-        )
-        demand(chex.assert_equal, found, shape, error=ValueError, message=message)
+    shape = _batch_of(named, trailing, "the same rows")
     mask = admit_mask("where", where, shape)
     common = {name: inputs.as_array(name, x) for name, x in shared.items() if x is not None}
     dtype = inputs.wide_dtype([*named.values(), *common.values()])
@@ -499,6 +479,22 @@ def summed(
         return formula(*named.values(), *others, *scalar, coefficients=coefficients * factor)
 
     return reduce_total(value, shape, dtype, where=mask, weights=weights, reduction=reduction)
+
+
+def _batch_of(named: Mapping[str, Array], trailing: Mapping[str, int], what: str) -> tuple[int, ...]:
+    """What stands before the `trailing` last axes of each array, the same for all; `what` an error calls it."""
+    for name, x in named.items():
+        if x.ndim < trailing[name]:
+            raise ValueError(f"`{name}` {list(x.shape)} must have at least {trailing[name]} axes")
+    batch = {name: x.shape[: x.ndim - trailing[name]] for name, x in named.items()}
+    first, shape = next(iter(batch.items()))
+    for name, found in batch.items():
+        message = (
+            f"`{first}` {list(named[first].shape)} and `{name}` {list(named[name].shape)} must have {what}: "
+            f"{list(shape)} is not {list(found)}"
+        )
+        demand(chex.assert_equal, found, shape, error=ValueError, message=message)
+    return shape
 
 
 def _refuse_halves(reduction: Reduction, instead: str) -> None:
