@@ -40,6 +40,7 @@ LISTS = (
 # Children of a process that has imported the libraries, but neither jaxloss nor a device.
 SERVER = multiprocessing.get_context("forkserver")
 SERVER.set_forkserver_preload(["chex", "jax", "mpmath", "numpy", "optax", "pytest"])
+BROKE = -1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,19 +69,21 @@ def fresh_copy(into: pathlib.Path) -> pathlib.Path:
 
 def run(where: pathlib.Path, tests: str) -> tuple[int | None, str]:
     """pytest in the copy: 0 passed, 1 failed, None took too long, anything else could not run."""
-    log = where / "output.txt"
-    child = SERVER.Process(target=in_the_copy, args=(str(where), tests, str(log)))
+    log, verdict_of_pytest = where / "output.txt", where / "exit_code.txt"
+    child = SERVER.Process(target=in_the_copy, args=(str(where), tests, str(log), str(verdict_of_pytest)))
     child.start()
     child.join(600)
     if child.is_alive():
         child.kill()
         child.join()
         return None, ""
-    # Python's own exit codes lie below 100: a child that broke has not found a defect.
-    return (child.exitcode or 0) - 100, log.read_text()[-2000:]
+    output = log.read_text()[-2000:] if log.exists() else ""
+    # A child that broke has written no code, and has not found a defect. The process's own exit code cannot be asked:
+    # `start` in one thread reaps the children of the others, and a code that two threads read is lost to one of them.
+    return (int(verdict_of_pytest.read_text()) if verdict_of_pytest.exists() else BROKE), output
 
 
-def in_the_copy(where: str, tests: str, log: str) -> None:
+def in_the_copy(where: str, tests: str, log: str, verdict_of_pytest: str) -> None:
     with open(log, "w") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
@@ -94,7 +97,8 @@ def in_the_copy(where: str, tests: str, log: str) -> None:
         options = ["-q", "-x", "-m", "", "--no-header", "-p", "no:cacheprovider", "-p", "no:xdist"]
         code = pytest.main([*options, *shlex.split(tests)])
         sys.stdout.flush()
-        os._exit(100 + int(code))
+        pathlib.Path(verdict_of_pytest).write_text(str(int(code)))
+        os._exit(0)
 
 
 def verdict(mutant: Mutant) -> tuple[str, float]:
@@ -116,7 +120,7 @@ def verdict(mutant: Mutant) -> tuple[str, float]:
 def baseline(tests: str) -> str | None:
     with tempfile.TemporaryDirectory() as folder:
         code, output = run(fresh_copy(pathlib.Path(folder)), tests)
-    return None if code == 0 else f"{tests} does not pass without a defect:\n{output}"
+    return None if code == 0 else f"{tests} does not pass without a defect (pytest ended with {code}):\n{output}"
 
 
 def main(words: list[str]) -> int:
