@@ -7,7 +7,7 @@ from typing import Any
 
 from benchmarks import cases
 from benchmarks.case import label
-from benchmarks.results import clock, key, ratios
+from benchmarks.results import clock, key, to_baseline
 
 __all__ = ["TOLERANCE", "complaints"]
 
@@ -15,25 +15,25 @@ __all__ = ["TOLERANCE", "complaints"]
 TOLERANCE = 1.35
 
 
-def complaints(found: Mapping[str, Any], stored: Mapping[str, Any] | None) -> list[str]:
-    """A sentence for each point that got worse.
+def complaints(found: Mapping[str, Any], stored: Mapping[str, Any] | None) -> dict[tuple[Any, ...], str]:
+    """A sentence for each point that got worse, by the point's key.
 
     Args:
       found: the results of this run.
       stored: results to compare with; None, or of another kind of device: the bounds of the cases hold instead.
     """
     same = stored is not None and stored["device"] == found["device"]
-    before = {key(point): ratios(point, clock(found))["baseline"] for point in stored["points"]} if same else {}
-    sentences = []
+    before = {key(point): to_baseline(point, clock(found)) for point in stored["points"]} if same else {}
+    sentences: dict[tuple[Any, ...], str] = {}
     for point in found["points"]:
-        ratio = ratios(point, clock(found))["baseline"]
+        ratio = to_baseline(point, clock(found))
         if ratio is None:
             continue
         case, old = cases.by_name()[point["case"]], before.get(key(point))
         name = f"{case.name}, {point['dtype']}, {label(point['size']) or 'no size'}, {point['mode']}"
         against = f"jaxloss took {ratio:.2f} of the time of {case.baseline}"
         if old is not None and ratio > TOLERANCE * old:
-            sentences.append(f"{name}: {against}, stored is {old:.2f}.")
+            sentences[key(point)] = f"{name}: {against}, stored is {old:.2f}."
         elif old is None and ratio > case.bound:
-            sentences.append(f"{name}: {against}, at most {case.bound:g} is allowed where nothing is stored.")
+            sentences[key(point)] = f"{name}: {against}, at most {case.bound:g} is allowed where nothing is stored."
     return sentences

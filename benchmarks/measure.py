@@ -22,7 +22,7 @@ from benchmarks.case import Case, Size, Variant
 __all__ = ["Team", "WorkerDiedError", "measure"]
 
 _ROOT = pathlib.Path(__file__).parents[1]
-_LEAST_SECONDS = 0.003  # shorter work is called several times in a row, or the clock itself would be measured
+_LEAST_SECONDS = 0.01  # shorter work is called several times in a row, or the clocks themselves would be measured
 _MOST_ROUNDS = 40
 _SECONDS = 4.0  # for all variants of a point together, where the rounds are not given
 # Several processes hold the inputs; a float32 copy, a result and the truth come to each of them.

@@ -11,7 +11,9 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 __all__ = [
+    "LEAST_SECONDS",
     "RESULTS",
+    "better",
     "clock",
     "cost",
     "document",
@@ -22,7 +24,11 @@ __all__ = [
     "ratios",
     "save",
     "series",
+    "to_baseline",
 ]
+
+# Below this the time of a call is measured, not that of the work in it.
+LEAST_SECONDS = 1e-4
 
 RESULTS = pathlib.Path(__file__).parent / "results"
 Point = Mapping[str, Any]
@@ -49,6 +55,17 @@ def merge(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
         raise ValueError("the file was measured with another device or other versions: run all cases, into a new file")
     points = {key(point): point for point in old["points"]} | {key(point): point for point in new["points"]}
     return {**new, "points": list(points.values())}
+
+
+def better(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
+    """`old`, with those new points in their places whose ratio to the baseline is lower."""
+
+    def ratio(point: Point) -> float:
+        found = to_baseline(point, clock(old))
+        return math.inf if found is None else found
+
+    before = {key(point): ratio(point) for point in old["points"]}
+    return merge(old, {**new, "points": [point for point in new["points"] if ratio(point) < before[key(point)]]})
 
 
 def path_for(document: Mapping[str, Any]) -> pathlib.Path:
@@ -88,6 +105,12 @@ def ratios(point: Point, clock: str) -> dict[str, float | None]:
         "limit": cost(point, _with_role(point, "limit"), clock),
     }
     return {name: mine / other if mine is not None and other else None for name, other in others.items()}
+
+
+def to_baseline(point: Point, clock: str) -> float | None:
+    """Ours over the baseline; None where one is missing, or where both are over at once."""
+    long = (cost(point, point["baseline"], clock) or 0) >= LEAST_SECONDS
+    return ratios(point, clock)["baseline"] if long else None
 
 
 def series(points: Iterable[Point]) -> dict[tuple[Any, ...], list[Point]]:

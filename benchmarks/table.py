@@ -13,7 +13,7 @@ import numpy as np
 
 from benchmarks import cases, plots
 from benchmarks.case import label
-from benchmarks.results import RESULTS, clock, cost, load, ratios, series
+from benchmarks.results import RESULTS, clock, cost, load, ratios, series, to_baseline
 
 __all__ = ["main", "render", "times"]
 
@@ -28,8 +28,8 @@ Written by `python -m benchmarks.table` from `results/`; do not edit.
 python -m benchmarks --list                   # the cases
 python -m benchmarks huber --variants jaxloss,optax,limit
 python -m benchmarks --json                   # all of them, about ten minutes, into results/<device>.json
-python -m benchmarks --smallest --gate        # has a ratio got worse? Exit code 1, and a sentence for each that has
-python -m benchmarks --tiny                   # every case at a size of nothing: is it right? This is what CI runs
+python -m benchmarks --tiny                   # in CI: every case at a size of nothing: is it right?
+python -m benchmarks --smallest --gate        # in CI: has a ratio to the baseline got worse, three times in a row?
 python -m benchmarks.table                    # this page and the images
 python -m benchmarks.exactness                # not how fast, how right: the digits that are left
 ```
@@ -37,11 +37,11 @@ python -m benchmarks.exactness                # not how fast, how right: the dig
 **Method.** Every variant is first compared with NumPy in float64 and refused if it is wrong. JAX compiles each as one
 program whose inputs are arguments: constants would be folded. Every library has a process of its own, one works at a
 time, and the variants take turns (A B C A B C ...), so that a busy minute hits all of them. CPU time is that of all
-threads and children together, which other programs on the machine hardly change; its minimum is compared, on an
-accelerator the wall time's. Short work is called many times in a row. Time for compilation is apart. Memory is what the
-compiler reserves besides inputs and outputs (temp), and how far the process or device grew in one call (peak, with the
-result in it). "limit" is what the work cannot go below: each case says what it does. Two copies of one program differ
-by up to 10 %.
+threads and children together, read when they sleep (a running one is counted in ticks of milliseconds only); other
+programs hardly change it, its minimum is compared, on an accelerator the wall time's. Short work is called many times
+in a row. Time for compilation is apart. Memory is what the compiler reserves besides inputs and outputs (temp), and how
+far the process or device grew in one call (peak, with the result in it). "limit" is what the work cannot go below: each
+case says what it does. Two copies of one program differ by up to 10 %.
 
 **Your own case**: a `Case` in a file of [cases/](cases/__init__.py), whose docstring holds the smallest one.
 """
@@ -128,9 +128,7 @@ def _ratio(ratio: float | None) -> str:
 def _worst(document: Mapping[str, Any]) -> str:
     """What to mend next."""
     seconds = clock(document)
-    found = [
-        (ratio, point) for point in document["points"] if (ratio := ratios(point, seconds)["baseline"]) is not None
-    ]
+    found = [(ratio, point) for point in document["points"] if (ratio := to_baseline(point, seconds)) is not None]
     found.sort(key=lambda pair: -pair[0])
     lines = [
         f"{ratio:.2f} x {point['baseline']}: {', '.join(word for word in _what(point) if word)}"

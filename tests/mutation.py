@@ -19,6 +19,7 @@ import shutil
 import sys
 import tempfile
 import time
+from collections.abc import Iterable
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 LISTS = (
@@ -117,6 +118,18 @@ def verdict(mutant: Mutant) -> tuple[str, float]:
     return ("SURVIVED" if code == 0 else f"ERROR pytest ended with {code}: {output[-300:]}"), seconds
 
 
+def together(selections: Iterable[str]) -> list[str]:
+    """The selections of one file as one: hundreds of processes would each compile the same again."""
+    files: dict[str, list[str]] = {}
+    for selection in selections:
+        file, *only = shlex.split(selection)
+        files.setdefault(file, []).append(only[1] if only else "")
+    return [
+        f"{file} -k {shlex.quote(' or '.join(f'({each})' for each in sorted(set(words))))}" if all(words) else file
+        for file, words in sorted(files.items())
+    ]
+
+
 def baseline(tests: str) -> str | None:
     with tempfile.TemporaryDirectory() as folder:
         code, output = run(fresh_copy(pathlib.Path(folder)), tests)
@@ -129,7 +142,7 @@ def main(words: list[str]) -> int:
     if words:
         mutants = [m for m in mutants if any(word in m.file or word in m.what for word in words)]
     with concurrent.futures.ThreadPoolExecutor(max_workers=os.cpu_count() or 1) as pool:
-        wrong = [problem for problem in pool.map(baseline, sorted({m.tests for m in mutants})) if problem]
+        wrong = [problem for problem in pool.map(baseline, together(m.tests for m in mutants)) if problem]
         if wrong:
             print("\n".join(wrong))
             return 1

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from benchmarks import __main__, cases, measure, with_command, with_jax, with_torch, worker
+from benchmarks import __main__, cases, measure, results, with_command, with_jax, with_torch, worker
 from benchmarks.case import GRADIENT, RUN, VALUE, Case, Prepared
 from benchmarks.truth import mean_over_rows, worst_error
 
@@ -218,6 +218,7 @@ def test_the_command_writes_merges_and_gates(monkeypatch, capsys, tmp_path):
     case = dataclasses.replace(made_up(), sizes=((40,),))
     monkeypatch.setattr(cases, "by_name", lambda: {case.name: case})
     monkeypatch.setattr(__main__, "Team", lambda: measure.Team(InProcess))
+    monkeypatch.setattr(results, "LEAST_SECONDS", 0)
     path = tmp_path / "here.json"
     assert __main__.main(["made_up", "--rounds=1", f"--json={path}"]) == 0
     kept = json.loads(path.read_text())
@@ -225,8 +226,11 @@ def test_the_command_writes_merges_and_gates(monkeypatch, capsys, tmp_path):
     for point in kept["points"]:
         point["variants"]["optax"]["cpu_min"] = 1e6 * point["variants"]["jaxloss"]["cpu_min"]
     path.write_text(json.dumps(kept))
+    capsys.readouterr()
     assert __main__.main(["made_up", "--rounds=1", f"--gate={path}"]) == 1
-    assert "stored is 0.00." in capsys.readouterr().err
+    said = capsys.readouterr()
+    assert said.err.count("stored is 0.00.") == 2
+    assert "limit" not in said.out  # ours and the baseline are enough
     path.write_text(json.dumps({**kept, "versions": {}}))
     assert __main__.main(["made_up", "--rounds=1", f"--json={path}"]) == 2
     assert "other versions" in capsys.readouterr().err
@@ -244,3 +248,24 @@ def test_a_program_is_measured_from_outside():
     failing = with_command.program(lambda inputs: ["-c", "raise SystemExit('out of luck')"], float).build({}, RUN)
     with pytest.raises(RuntimeError, match="out of luck"):
         failing.call()
+
+
+@pytest.mark.parametrize(("slow_looks", "code"), [(1, 0), (2, 0), (3, 1)])
+def test_a_ratio_must_be_bad_three_times(slow_looks, code, monkeypatch, capsys):
+    case = dataclasses.replace(made_up(), sizes=((40,),), modes=(VALUE,))
+    looks = []
+
+    def busy_at_first(case, team, **settings):
+        looks.append(case.name)
+        for point in measure.measure(case, team, **settings):
+            each = point["variants"]
+            each["jaxloss"]["cpu_min"] = each["optax"]["cpu_min"] * (9 if len(looks) <= slow_looks else 1)
+            yield point
+
+    monkeypatch.setattr(cases, "by_name", lambda: {case.name: case})
+    monkeypatch.setattr(__main__, "Team", lambda: measure.Team(InProcess))
+    monkeypatch.setattr(__main__, "measure", busy_at_first)
+    monkeypatch.setattr(results, "LEAST_SECONDS", 0)
+    assert __main__.main(["--rounds=1", "--gate"]) == code
+    assert len(looks) == min(slow_looks + 1, 3)
+    assert ("9.00 of the time of optax" in capsys.readouterr().err) == bool(code)

@@ -88,24 +88,42 @@ def test_series_need_three_sizes_that_differ_in_the_first_number():
 def test_gate_compares_ratios_never_times():
     stored = document(point(ours=3.0, optax=2.0))
     ten_times_slower = document(point(ours=30.0, optax=20.0))
-    assert complaints(ten_times_slower, stored) == []
-    assert complaints(document(point(ours=3.0 * (TOLERANCE - 0.01))), stored) == []
-    (sentence,) = complaints(document(point(ours=3.0 * (TOLERANCE + 0.01))), stored)
+    assert complaints(ten_times_slower, stored) == {}
+    assert complaints(document(point(ours=3.0 * (TOLERANCE - 0.01))), stored) == {}
+    ((key, sentence),) = complaints(document(point(ours=3.0 * (TOLERANCE + 0.01))), stored).items()
+    assert key == ("huber", "float32", (10**6,), "value and gradient")
     assert sentence.startswith("huber, float32, 1e6, value and gradient: jaxloss took 2.04 of the time of optax")
     assert sentence.endswith("stored is 1.50.")
 
 
 @pytest.mark.parametrize("stored", [None, document(point(ours=9.0), count=64), document(point(size=(7,)))])
 def test_gate_without_a_stored_ratio_takes_the_bound_of_the_case(stored):
-    assert complaints(document(point(ours=3.9, optax=2.0)), stored) == []
-    (sentence,) = complaints(document(point(ours=4.1, optax=2.0)), stored)
+    assert complaints(document(point(ours=3.9, optax=2.0)), stored) == {}
+    (sentence,) = complaints(document(point(ours=4.1, optax=2.0)), stored).values()
     assert "at most 2 is allowed where nothing is stored" in sentence
 
 
 def test_gate_says_nothing_without_a_baseline():
     alone = point()
     del alone["variants"]["optax"]
-    assert complaints(document(alone), document(point())) == []
+    assert complaints(document(alone), document(point())) == {}
+
+
+def test_gate_leaves_out_what_is_over_at_once():
+    long, short = (
+        document(point(ours=9 * t, optax=t)) for t in (1.01 * results.LEAST_SECONDS, 0.99 * results.LEAST_SECONDS)
+    )
+    assert len(complaints(long, None)) == 1
+    assert complaints(short, None) == {}
+
+
+def test_of_two_measurements_the_better_ratio_is_kept():
+    old = document(point(ours=4.0), point(size=(7,), ours=4.0))
+    for ours, kept in ((3.0, 3.0), (5.0, 4.0)):
+        found = results.better(old, document(point(ours=ours)))
+        assert [p["variants"]["jaxloss"]["cpu_min"] for p in found["points"]] == [kept, 4.0]
+    slow = document(point(ours=40.0, optax=80.0))  # a slower machine, and a better ratio
+    assert results.better(old, slow)["points"][0]["variants"]["jaxloss"]["cpu_min"] == 40.0
 
 
 def test_table_shows_times_ratios_and_what_is_left_out():
