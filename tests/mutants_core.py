@@ -84,7 +84,7 @@ MUTANTS = [
     (FORMULAS, "the grouped sum forgets the label's group", "    return rest + jnp.sum(jnp.where", "    return 0 * rest + jnp.sum(jnp.where", PIECES),
     (FORMULAS, "exp without a shift whatever the range", "lax.cond(jnp.all((m >= low) & (m <= high)), unshifted", "lax.cond(jnp.all(m >= low), unshifted", PIECES + " -k 'every_offset'"),
     (FORMULAS, "one row decides for all", "lax.cond(jnp.all((m >= low) & (m <= high)), unshifted", "lax.cond(jnp.any((m >= low) & (m <= high)), unshifted", PIECES + " -k 'out_of_range'"),
-    (FORMULAS, "the sum without a shift is not scaled", "        return _in_groups(jnp.exp, grouped, labels, axis) * jnp.exp(-m)", "        return _in_groups(jnp.exp, grouped, labels, axis)", PIECES + " -k 'every_offset'"),
+    (FORMULAS, "the sum without a shift is not scaled", "        return sum_over(jnp.exp, x, labels, axis) * jnp.exp(-m)", "        return sum_over(jnp.exp, x, labels, axis)", PIECES + " -k 'every_offset'"),
     (FORMULAS, "the label's neighbours are left out too", "jnp.minimum(steps_away, 1)", "jnp.minimum(0.5 * steps_away, 1)", PIECES + " -k 'plain_sum and 64'"),
     (FORMULAS, "second derivatives take the parts for constants", "    parts = _label_parts(z, labels, axis)\n", "    parts = lax.stop_gradient(_label_parts(z, labels, axis))\n", PIECES + " -k 'have_hessians'"),
     (FORMULAS, "a target of 0 meets an infinite logit", "jnp.sum(jnp.where(t == 0, 0, t * each), axis=axis)", "jnp.sum(t * each, axis=axis)", laws("softmax_cross_entropy_with_soft_labels")),

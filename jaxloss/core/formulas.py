@@ -106,33 +106,41 @@ def _log_sum_exp_rule(axis: int, primals: tuple[Array], tangents: tuple[Array]) 
 _NEEDS_NO_SHIFT = (-5.0, 60.0)
 
 
+# Which numbers of classes are summed without a shift as they are; more of them in groups, if they make such.
+_FEW = range(8, 32)
+
+
 def _others(z: Array, labels: Array, m: Array, axis: int) -> Array:
     """The sum of exp(z - m) over all classes but the label, never as a difference; `axis` is consumed."""
     classes = z.shape[axis]
-    width = next((k for k in range(128, 7, -1) if classes % k == 0), 0)
-    if width == 0 or classes < 4 * width or is_sharded(z, axis):
-        return _beside_the_label(z, labels, m, axis)
-    grouped = z.reshape(*z.shape[:axis], classes // width, width, *z.shape[axis + 1 :])
+    width = next((k for k in range(128, 7, -1) if classes % k == 0), classes)
+    in_groups = classes >= 4 * width
+    sum_over: Callable[..., Array] = _in_groups if in_groups else _beside_the_label
+    class_axes = (axis, axis + 1) if in_groups else (axis,)
 
-    def shifted(grouped: Array, m: Array) -> Array:
-        shift = jnp.expand_dims(m, (axis, axis + 1))
-        return _in_groups(lambda z: _exp_below(z, shift), grouped, labels, axis)
+    def shifted(x: Array, m: Array) -> Array:
+        shift = jnp.expand_dims(m, class_axes)
+        return sum_over(lambda part: _exp_below(part, shift), x, labels, axis)
 
-    def unshifted(grouped: Array, m: Array) -> Array:
-        return _in_groups(jnp.exp, grouped, labels, axis) * jnp.exp(-m)
+    def unshifted(x: Array, m: Array) -> Array:
+        return sum_over(jnp.exp, x, labels, axis) * jnp.exp(-m)
 
-    def either(grouped: Array, m: Array) -> Array:
+    def either(x: Array, m: Array) -> Array:
         low, high = _NEEDS_NO_SHIFT
-        return lax.cond(jnp.all((m >= low) & (m <= high)), unshifted, shifted, grouped, m)
+        return lax.cond(jnp.all((m >= low) & (m <= high)), unshifted, shifted, x, m)
 
+    if is_sharded(z, axis) or not (in_groups or classes in _FEW):
+        return _beside_the_label(lambda part: _exp_below(part, jnp.expand_dims(m, axis)), z, labels, axis)
+    x = z.reshape(*z.shape[:axis], classes // width, width, *z.shape[axis + 1 :]) if in_groups else z
     # On a CPU what is exact about a shift costs as much as the exponential. Elsewhere memory is what costs, and a
     # branch would wait for the host.
-    return lax.platform_dependent(grouped, m, cpu=either, default=shifted)
+    return lax.platform_dependent(x, m, cpu=either, default=shifted)
 
 
-def _beside_the_label(z: Array, labels: Array, m: Array, axis: int) -> Array:
+def _beside_the_label(term: Callable[[Array], Array], z: Array, labels: Array, axis: int) -> Array:
+    """The sum of `term` over all classes but the label."""
     # Behind the barrier the widening is part of the sum; before it, XLA shares one widened copy among all its uses.
-    e = _exp_below(widen(lax.optimization_barrier(z)), jnp.expand_dims(m, axis))
+    e = term(widen(lax.optimization_barrier(z)))
     if not 8 <= z.shape[axis] < 2**24:
         return jnp.sum(jnp.where(is_label(z, labels, axis), 0, e), axis=axis)
     # 0 at the label and 1 elsewhere by | - | and min, which XLA's CPU computes within the sum; a select it would write
