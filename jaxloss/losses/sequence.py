@@ -93,7 +93,8 @@ def linear_chain_crf(
     Returns: nats, in [0, inf]: +inf where the labels are forbidden. Summed as conditional probabilities, so a sure
       sequence keeps its digits.
     Gradient: emissions: marginals - onehot(labels); transitions: expected - observed counts; 0 where the labels are
-      forbidden. Potentials more than about 28 nats apart may take a slower road in log space (compiled code chooses).
+      forbidden. Messages more than about 58 nats apart, or a label less likely than about exp(-83) given the one before
+      it, take a slower road in log space (compiled code chooses); transitions within 58 nats never do for their own sake.
     Peers: torchcrf.CRF (minus its log-likelihood; transitions the same way round), tfa.text.crf_log_likelihood,
       synjax.LinearChainCRF.
     Reference: Lafferty, McCallum and Pereira (2001), Conditional random fields, ICML.
