@@ -10,6 +10,7 @@ import pytest
 from cases_alignment import merged, weights_of_paths
 
 import jaxloss as jl
+from jaxloss.algorithms import ctc as engine
 from jaxloss.algorithms import extended
 from jaxloss.algorithms.ctc import ctc_alignment
 from jaxloss.algorithms.extended import Extended
@@ -108,6 +109,10 @@ def test_sums_products_and_shares_keep_their_digits_far_beyond_floats(dtype):
         shares = extended.ratio_as_float(a, b)
         for share, x, y in zip(shares[:40], left, right, strict=False):
             assert abs(mpmath.mpf(float(share)) / (x / y) - 1) < 2 * close
+        for found, x in zip(exactly(extended.inverse(a)), left, strict=True):
+            assert abs(found * x - 1) < close
+        as_floats = extended.as_float(Extended(a.mantissa, -jnp.arange(50)))
+        assert np.array_equal(as_floats, a.mantissa * 0.5 ** np.arange(50))
 
 
 def test_zero_is_neutral_and_absorbs():
@@ -121,6 +126,8 @@ def test_zero_is_neutral_and_absorbs():
         assert np.all(extended.to_log(nothing) == -np.inf)
         assert not np.any(extended.ratio_as_float(nothing, a))
     assert not np.any(extended.ratio_as_float(a, zero))
+    assert not np.any(extended.inverse(zero).mantissa)
+    assert not np.any(extended.as_float(zero))
     assert extended.to_log(extended.from_log(jnp.asarray([-1e9])))[0] == -np.inf
     moved = extended.shifted(a, 1, 0)
     assert np.array_equal(moved.exponent, [extended.ZERO_EXPONENT, *a.exponent[:-1]])
@@ -168,6 +175,14 @@ def test_long_sequences_keep_their_digits(frames, labels, classes, scale):
     np.testing.assert_allclose(np.sum(slope[0], axis=-1), 0, atol=2e-6)
 
 
+def test_weights_that_are_made_again_for_the_way_back_are_the_same(monkeypatch):
+    monkeypatch.setattr(engine, "_KEPT", 0)
+    z, y = np.random.default_rng(0).normal(size=(31, 6)).astype(np.float32), np.array([1, 5, 5, 2, 3])
+    slope = jax.jit(jax.grad(lambda z, *rest: engine.ctc_nll(z, *rest, 0)))
+    found = slope(jnp.asarray(z), jnp.asarray(y), jnp.ones(31, bool), jnp.asarray(5))
+    np.testing.assert_allclose(found, by_recursion(z, y)[1], atol=1e-6)
+
+
 def test_many_classes_and_repeats_gather_in_their_columns():
     rng = np.random.default_rng(0)
     z = rng.normal(size=(1, 60, 2000)).astype(np.float32)
@@ -209,6 +224,8 @@ def test_nothing_to_say_and_nothing_to_hear():
     np.testing.assert_allclose(silent, -np.log(p[..., 0]).sum(-1), rtol=1e-6)
     assert np.array_equal(jl.ctc(z[:, :0], jnp.zeros((2, 0), int), reduction="none"), [0, 0])
     assert np.array_equal(jl.ctc(z[:, :0], jnp.ones((2, 1), int), reduction="none"), [np.inf, np.inf])
+    for spoken in (0, 1):
+        assert value_and_slope(jnp.asarray(z[:, :0]), jnp.ones((2, spoken), int))[1].shape == (2, 0, 3)
     nobody = jl.ctc(
         z, jnp.ones((2, 2), int), logit_lengths=jnp.array([0, 0]), label_lengths=jnp.array([0, 1]), reduction="none"
     )

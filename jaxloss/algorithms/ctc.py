@@ -1,13 +1,15 @@
 """CTC: the sum over all monotone alignments of labels to frames, and the best one of them (Graves et al. 2006).
 
-S labels make 2 S + 1 states: a blank before, between and behind the labels, `blanks` [..., S + 1], and `labels`
-[..., S]. A frame stays in its state or goes on by one; from label to label it may pass the blank between, unless the
-two are equal.
+S labels make 2 S + 1 states: a blank before, between and behind the labels, `blanks`, and `labels`. Both are [..., S +
+1]: label i stands at i + 1, behind blank i, and what is at 0 goes nowhere. So a step moves one array by one place, and
+XLA's CPU vectorises the rest. A frame stays in its state or goes on by one; from label to label it may pass the blank
+between, unless the two are equal.
 
 The recursion from the end is the one from the start with time and labels turned round, so both run as one, stacked
 along a first axis of 2. They meet in the middle of the frames: there the value is known after half of the steps. To
 have the gradient both go on to the other's end, and each frame's occupancy is what one brings to it times what the
-other left there. So only half of each is ever stored, and what is stored is overwritten by the result.
+other left there. So only half of each is ever stored, and what is stored is overwritten by the result: pages of memory
+that no call has touched before cost as much as the arithmetic.
 
 Weights are exp(z - max z) of a frame, in extended range (`algorithms/extended.py`): in log space a state near -1e4 has
 an error of 1e-3, and the gradient with it, analytic or not.
@@ -25,13 +27,13 @@ from jax import lax
 from jaxloss.algorithms.extended import (
     Extended,
     add,
+    as_float,
     from_float,
     from_log,
+    inverse,
     multiply,
     normalised,
     packed,
-    ratio_as_float,
-    select,
     sum_over,
     to_log,
     unpacked,
@@ -45,7 +47,7 @@ __all__ = ["ctc_alignment", "ctc_nll"]
 
 
 class _States(NamedTuple):
-    """A number for each state, packed, in two directions: [2, ..., S + 1] and [2, ..., S]."""
+    """A number for each state, packed, in two directions: both [2, ..., S + 1]."""
 
     blanks: Array
     labels: Array
@@ -56,7 +58,7 @@ class _Frames(NamedTuple):
     the end with the labels turned round. So both directions read [t] in step t, and again in step T - 1 - t.
     """
 
-    scores: Array  # [T / 2, 2, ..., S + 1]: the logits of the labels, then of the blank, in their own dtype
+    scores: Array  # [T / 2, 2, ..., S + 2]: the logits of the blank, the labels and the blank, in their own dtype
     top: Array  # [T / 2, 2, ..., 1]: the largest logit of the frame
     exists: Array  # [T / 2, 2, ..., 1] bool
 
@@ -65,7 +67,7 @@ class _Lattice(NamedTuple):
     """The frames, and what is the same in all of them."""
 
     frames: _Frames
-    may_skip: Array  # [2, ..., S] bool: label i may follow label i - 1 at once
+    may_skip: Array  # [2, ..., S + 1] bool: label i may follow label i - 1 at once
     start: _States
 
 
@@ -92,71 +94,77 @@ def _columns(x: Array, index: Array) -> Array:
     return take(x, index)
 
 
-def _folded(x: Array, labels: int = 0) -> Array:
-    """[..., T, K] as [T / 2, 2, ..., K] (see `_Lattice`), the first `labels` of the K turned round at [:, 1]."""
+def _folded(x: Array) -> Array:
+    """[..., T, K] as [T / 2, 2, ..., K] (see `_Frames`), the K turned round at [:, 1]; T / 2 is at least 1."""
     x = jnp.moveaxis(x, -2, 0)
-    x = jnp.pad(x, [(0, x.shape[0] % 2)] + [(0, 0)] * (x.ndim - 1))
-    half = x.shape[0] // 2
-    early, late = x[:half], x[half:][::-1]
-    late = jnp.concatenate([late[..., :labels][..., ::-1], late[..., labels:]], axis=-1)
-    return jnp.stack([early, late], axis=1)
+    half = max(1, (x.shape[0] + 1) // 2)
+    x = jnp.pad(x, [(0, 2 * half - x.shape[0])] + [(0, 0)] * (x.ndim - 1))
+    return jnp.stack([x[:half], x[half:][::-1, ..., ::-1]], axis=1)
 
 
-def _unfolded(x: Array, frames: int, labels: int = 0) -> Array:
+def _unfolded(x: Array, frames: int) -> Array:
     """The inverse of `_folded`."""
-    early, late = x[:, 0], x[::-1, 1]
-    late = jnp.concatenate([late[..., :labels][..., ::-1], late[..., labels:]], axis=-1)
-    return jnp.moveaxis(jnp.concatenate([early, late])[:frames], 0, -2)
+    return jnp.moveaxis(jnp.concatenate([x[:, 0], x[::-1, 1, ..., ::-1]])[:frames], 0, -2)
 
 
 def _lattice(logits: Array, top: Array, labels: Array, frames: Array, label_lengths: Array, blank: int) -> _Lattice:
     count = labels.shape[-1]
-    index = jnp.concatenate([labels, _column(labels) + blank], axis=-1)
-    first = jnp.ones_like(labels[..., :1], bool)
+    at_blank = _column(labels) + blank
+    scores = _columns(logits, jnp.concatenate([at_blank, labels, at_blank], axis=-1))
+    always = jnp.ones_like(at_blank, bool)
     differs = labels[..., 1:] != labels[..., :-1]
     ends = jnp.stack([jnp.zeros_like(label_lengths), count - label_lengths])[..., None]
-    is_start = lax.broadcasted_iota(ends.dtype, (2, *index.shape), index.ndim) == ends
+    is_start = lax.broadcasted_iota(ends.dtype, (2, *scores.shape[:-2], count + 1), labels.ndim) == ends
     zero = jnp.expand_dims(_column(top[..., 0]), 0)
     start = from_float(jnp.where(is_start, zero + 1, zero))
+    ways = [jnp.concatenate([always[..., :count], x, always], axis=-1) for x in (differs, differs[..., ::-1])]
     return _Lattice(
-        frames=_Frames(_folded(_columns(logits, index), count), _folded(top), _folded(frames[..., None])),
-        may_skip=jnp.stack([jnp.concatenate([first, x], axis=-1) for x in (differs, differs[..., ::-1])]),
-        start=_States(packed(start), packed(zeros_like(start.mantissa[..., 1:]))),
+        frames=_Frames(_folded(scores), _folded(top), _folded(frames[..., None])),
+        may_skip=jnp.stack(ways),
+        start=_States(packed(start), packed(zeros_like(start.mantissa))),
     )
+
+
+def _weights(frames: _Frames) -> Array:
+    """The weights that frames give to the blank, the labels and the blank, packed."""
+    # The barriers, here and below, keep XLA's CPU from making the same again for each of its readers.
+    scores = lax.optimization_barrier(frames.scores)
+    return lax.optimization_barrier(packed(from_log(*subtract(widen(scores), frames.top))))
 
 
 def _entered(states: _States, may_skip: Array, *, onwards: bool) -> _States:
     """The states of the next frame before it gives its weights, not normalised; from the left `onwards`, or back."""
-    blanks, labels = (unpacked(x) for x in states)
-    nothing = packed(zeros_like(blanks.mantissa[..., :1]))
-    beside = [nothing, states.labels] if onwards else [states.labels, nothing]
-    into_blank = add(blanks, unpacked(jnp.concatenate(beside, axis=-1)))
-    inner = slice(None, -1) if onwards else slice(1, None)
-    skipping, waiting = (jax.tree.map(lambda x: x[..., inner], into) for into in (into_blank, blanks))
-    if not onwards:
-        may_skip = jnp.concatenate([may_skip[..., 1:], may_skip[..., :1]], axis=-1)
-    # The barriers, here and below, keep XLA's CPU from making the same again for each of its readers.
-    return lax.optimization_barrier(
-        _States(packed(into_blank), packed(add(labels, select(may_skip, skipping, waiting))))
-    )
+    blanks, labels = states
+    nothing = jnp.zeros_like(labels[..., :1])
+    beside = labels if onwards else lax.optimization_barrier(jnp.concatenate([labels[..., 1:], nothing], axis=-1))
+    into_blank = lax.optimization_barrier(packed(add(unpacked(blanks), unpacked(beside))))
+    leaving = jnp.where(may_skip, into_blank, blanks)
+    if onwards:
+        leaving = lax.optimization_barrier(jnp.concatenate([nothing, leaving[..., :-1]], axis=-1))
+    return _States(into_blank, packed(add(unpacked(labels), unpacked(leaving))))
 
 
-def _left(frame: _Frames, states: _States, entered: _States) -> _States:
+def _left(exists: Array, weights: Array, states: _States, entered: _States) -> _States:
     """The states after a frame gave its weights; one that does not exist leaves them as they are."""
-    weights = unpacked(lax.optimization_barrier(packed(from_log(*subtract(widen(frame.scores), frame.top)))))
-    of_labels, of_blank = jax.tree.map(lambda x: x[..., :-1], weights), jax.tree.map(lambda x: x[..., -1:], weights)
 
-    def after(old: Array, into: Array, weight: Extended) -> Array:
-        return jnp.where(frame.exists, packed(normalised(multiply(unpacked(into), weight))), old)
+    def after(old: Array, into: Array, weight: Array) -> Array:
+        return jnp.where(exists, packed(normalised(multiply(unpacked(into), unpacked(weight)))), old)
 
+    of_blank, of_labels = weights[..., -1:], weights[..., :-1]
     return _States(after(states.blanks, entered.blanks, of_blank), after(states.labels, entered.labels, of_labels))
+
+
+def _turned(states: _States) -> _States:
+    """What each direction left, as the other goes on with it."""
+    blanks, labels = states.blanks[::-1], states.labels[::-1]
+    return _States(blanks[..., ::-1], jnp.concatenate([labels[..., :1], labels[..., :0:-1]], axis=-1))
 
 
 def _joined(lattice: _Lattice, states: _States) -> Extended:
     """The weight of all paths [...], where both directions have reached the middle."""
     parts: list[Extended] = []
-    for into, left in zip(_entered(states, lattice.may_skip, onwards=True), states, strict=True):
-        parts.append(sum_over(normalised(multiply(unpacked(into[0]), unpacked(left[1, ..., ::-1]))), -1))
+    for into, left in zip(_entered(states, lattice.may_skip, onwards=True), _turned(states), strict=True):
+        parts.append(sum_over(normalised(multiply(unpacked(into[0]), unpacked(left[0]))), -1))
     return normalised(add(*parts))
 
 
@@ -164,9 +172,14 @@ def _total(lattice: _Lattice) -> Extended:
     """The weight of all paths [...], in half as many steps as there are frames."""
 
     def step(states: _States, frame: _Frames) -> tuple[_States, None]:
-        return _left(frame, states, _entered(states, lattice.may_skip, onwards=True)), None
+        entered = _entered(states, lattice.may_skip, onwards=True)
+        return _left(frame.exists, _weights(frame), states, entered), None
 
     return _joined(lattice, lax.scan(step, lattice.start, lattice.frames)[0])
+
+
+# Scores up to which the weights are kept from the way there to the way back: less to do in a step, at 8 bytes each.
+_KEPT = 2**20
 
 
 def _shares(lattice: _Lattice) -> tuple[Extended, Array]:
@@ -174,23 +187,34 @@ def _shares(lattice: _Lattice) -> tuple[Extended, Array]:
 
     Only the labels' history is kept: the blanks have the rest of each frame. Memory is what costs here.
     """
+    frames, may_skip, start = lattice
+    kept = _weights(frames) if frames.scores.size <= _KEPT else None
 
-    def meet(states: _States, frame: _Frames) -> tuple[_States, Array]:
-        entered = _entered(states, lattice.may_skip, onwards=True)
-        return _left(frame, states, entered), entered.labels
+    def meet(states: _States, read: tuple[_Frames, Array | None]) -> tuple[_States, Array]:
+        frame, kept = read
+        entered = _entered(states, may_skip, onwards=True)
+        states = _left(frame.exists, _weights(frame) if kept is None else kept, states, entered)
+        return states, states.labels
 
-    states, history = lax.scan(meet, lattice.start, lattice.frames)
+    states, history = lax.scan(meet, start, (frames, kept))
     total = _joined(lattice, states)
-    whole = jax.tree.map(lambda z: z[None, ..., None], total)
 
-    def part(states: _States, read: tuple[_Frames, Array]) -> tuple[_States, Array]:
-        frame, other = read
-        states = _left(frame, states, _entered(states, lattice.may_skip, onwards=False))
-        return states, ratio_as_float(multiply(unpacked(states.labels), unpacked(other)), whole)
+    def part(
+        carry: tuple[_States, Array], read: tuple[_Frames, Array | None, Array]
+    ) -> tuple[tuple[_States, Array], None]:
+        (states, history), (frame, kept, t) = carry, read
+        entered = _entered(states, may_skip, onwards=False)
+        left = unpacked(lax.dynamic_index_in_dim(history, t, keepdims=False))
+        share = as_float(multiply(unpacked(entered.labels), left)).astype(history.dtype)
+        states = _left(frame.exists, _weights(frame) if kept is None else kept, states, entered)
+        return (states, lax.dynamic_update_index_in_dim(history, share, t, 0)), None
 
-    # Each direction goes on where the other has been, and is turned round once instead of that.
-    states = jax.tree.map(lambda x: x[::-1, ..., ::-1], states)
-    return total, lax.scan(part, states, (lattice.frames, history), reverse=True)[1]
+    # Each direction goes on where the other has been: the states are turned round once, instead of all frames.
+    whole = jax.tree.map(lambda z: z[None, ..., None], inverse(total))
+    states = _States(*(packed(normalised(multiply(unpacked(x), whole))) for x in _turned(states)))
+    steps = jnp.arange(history.shape[0])
+    (_, shares), _ = lax.scan(part, (states, history), (frames, kept, steps), reverse=True)
+    return total, lax.real(shares)[..., 1:]
 
 
 def _loss(normalizer: Array, total: Extended) -> tuple[Array, Array]:
@@ -228,7 +252,7 @@ def _nll_and_gradient(
     # Exponentials kept from the first sum would be a float32 array of the logits' size: made again, once all is known.
     again, _ = lax.optimization_barrier((logits, total))
     p = jnp.exp(widen(again) - top) / (1 + others)
-    in_labels = _unfolded(shares, count, labels.shape[-1])
+    in_labels = _unfolded(shares, count)
     held = _scattered(in_labels, labels, logits.shape[-1])
     at_blank = lax.broadcasted_iota(jnp.int32, logits.shape, logits.ndim - 1) == blank
     held = held + jnp.where(at_blank, 1 - jnp.sum(in_labels, axis=-1, keepdims=True), 0)

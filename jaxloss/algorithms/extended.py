@@ -24,13 +24,14 @@ __all__ = [
     "ZERO_EXPONENT",
     "Extended",
     "add",
+    "as_float",
     "from_float",
     "from_log",
+    "inverse",
     "multiply",
     "normalised",
     "packed",
     "ratio_as_float",
-    "select",
     "shifted",
     "sum_over",
     "to_log",
@@ -157,19 +158,23 @@ def sum_over(a: Extended, axis: int) -> Extended:
     return normalised(Extended(total, jnp.squeeze(top, axis)))
 
 
+def inverse(a: Extended) -> Extended:
+    """1 / a of a normalised number, normalised; 0 where a is 0."""
+    exists = a.mantissa > 0
+    mantissa = jnp.where(exists, 1 / jnp.where(exists, a.mantissa, 1), 0)
+    return normalised(Extended(mantissa, jnp.where(exists, -a.exponent, 0)))
+
+
+def as_float(a: Extended) -> Array:
+    """An ordinary float, of a number in its range: 0 where it underflows."""
+    return a.mantissa * _power_of_two(a.exponent, a.mantissa.dtype)
+
+
 def ratio_as_float(a: Extended, z: Extended) -> Array:
     """a / z as an ordinary float: 0 where it underflows, where a is 0, and where z is 0."""
     quotient = a.mantissa / jnp.where(z.mantissa > 0, z.mantissa, 1)
     found = quotient * _power_of_two(a.exponent - z.exponent, a.mantissa.dtype)
     return jnp.where((z.mantissa > 0) & (a.mantissa > 0), found, 0)
-
-
-def select(condition: Array, a: Extended, b: Extended) -> Extended:
-    """a where `condition`, else b."""
-    return Extended(
-        jnp.where(condition, a.mantissa, b.mantissa),
-        jnp.where(condition, a.exponent, b.exponent),
-    )
 
 
 def shifted(a: Extended, by: int, axis: int) -> Extended:
