@@ -46,13 +46,15 @@ def best(arrays, k=K, temperature=1.0):
     return {"log_probabilities": np.take_along_axis(log_p, labels, -1), "labels": labels}
 
 
-def textbook(student, arrays, divergence, temperature):
-    """The rows' sum by way of the logits: jax in float64, for its derivatives."""
+def textbook(student, arrays, divergence):
+    """The rows' weighted sum by way of the logits: jax in float64, for its derivatives."""
+    temperature = student["temperature"]
     z = (student["hidden"] @ student["kernel"] + student["bias"][None]) / temperature
     t = (arrays["teacher_hidden"] @ arrays["teacher_kernel"] + arrays["teacher_bias"][None]) / temperature
-    q, p = (xp.exp(x) / xp.sum(xp.exp(x), axis=1, keepdims=True) for xp, x in ((jnp, z), (np, t)))
+    q, p = (jnp.exp(x) / jnp.sum(jnp.exp(x), axis=1, keepdims=True) for x in (z, t))
     if divergence == "top_k":
-        labels = np.argsort(-p, axis=1)[:, :K]
+        p = jax.lax.stop_gradient(p)
+        labels = jnp.argsort(-p, axis=1)[:, :K]
         p, q = (jnp.take_along_axis(x, labels, axis=1) for x in (p, q))
         p, q = (jnp.concatenate([x, 1 - jnp.sum(x, axis=1, keepdims=True)], axis=1) for x in (p, q))
     m = (p + q) / 2
@@ -62,7 +64,7 @@ def textbook(student, arrays, divergence, temperature):
         "reverse": q * jnp.log(q / p),
         "jensen_shannon": (p * jnp.log(p / m) + q * jnp.log(q / m)) / 2,
     }[divergence]
-    return temperature**2 * jnp.sum(each)
+    return temperature**2 * jnp.sum(student["weights"][:, None] * each)
 
 
 def close(got, want, rtol=1e-9, atol=1e-10):
@@ -77,7 +79,9 @@ def test_every_derivative_is_the_textbook_one(divergence, transposed):
     arrays = drawn()
     student = {name: jnp.asarray(arrays[name]) for name in ("hidden", "kernel", "bias")}
     given = {name: x for name, x in arrays.items() if name not in student}
-    options = {"temperature": 1.5, "transposed_kernel": transposed, "chunk_rows": 2, "reduction": "sum"}
+    weights = np.linspace(0.5, 2, ROWS)
+    options = {"transposed_kernel": transposed, "chunk_rows": 2, "reduction": "sum"}
+    point = {**student, "temperature": jnp.asarray(1.5), "weights": jnp.asarray(weights)}
 
     def ours(student):
         turned = {**student, "kernel": student["kernel"].T if transposed else student["kernel"]}
@@ -86,11 +90,21 @@ def test_every_derivative_is_the_textbook_one(divergence, transposed):
         teacher = {**given, "teacher_kernel": given["teacher_kernel"].T if transposed else given["teacher_kernel"]}
         return jl.linear_distillation(**turned, **teacher, divergence=divergence, **options)
 
-    def derivatives(loss):
-        slopes = jax.grad(loss)
-        return loss(student), slopes(student), jax.jvp(slopes, (student,), (jax.tree.map(jnp.cos, student),))[1]
+    def theirs(student):
+        return textbook(student, given, divergence)
 
-    close(*(jax.jit(lambda f=f: derivatives(f))() for f in (ours, lambda x: textbook(x, given, divergence, 1.5))))
+    def derivatives(loss):
+        slopes, direction = jax.grad(loss), jax.tree.map(jnp.cos, point)
+        found = loss(point), slopes(point), jax.jvp(slopes, (point,), (direction,))[1]
+        if divergence != "reverse":
+            return found
+
+        def along(x):
+            return sum(jax.tree.leaves(jax.tree.map(jnp.vdot, slopes(x), direction)))
+
+        return found, jax.jvp(loss, (point,), (direction,))[1], jax.grad(along)(point)
+
+    close(*(jax.jit(lambda f=f: derivatives(f))() for f in (ours, theirs)))
 
 
 def test_values_masks_and_no_gradient_to_the_teacher():
@@ -99,14 +113,16 @@ def test_values_masks_and_no_gradient_to_the_teacher():
     want = by_numpy(**arrays)
     dirty = {name: np.where(where[:, None], arrays[name], np.nan) for name in ("hidden", "teacher_hidden")}
 
-    def loss(arrays):
-        return jl.linear_distillation(**arrays, where=jnp.asarray(where), chunk_rows=2)
+    def loss(arrays, reduction):
+        value = jl.linear_distillation(**arrays, where=jnp.asarray(where), chunk_rows=2, reduction=reduction)
+        return jnp.sum(value) / np.sum(where) if reduction == "none" else value
 
-    value, slopes = jax.jit(jax.value_and_grad(loss))(single({**arrays, **dirty}))
-    np.testing.assert_allclose(value, want[where].mean(), rtol=1e-5)
-    for name, slope in slopes.items():
-        assert np.all(np.isfinite(slope)), name
-        assert np.any(slope) != name.startswith("teacher"), name
+    for reduction in ("mean", "none"):
+        value, slopes = jax.jit(jax.value_and_grad(lambda x, r=reduction: loss(x, r)))(single({**arrays, **dirty}))
+        np.testing.assert_allclose(value, want[where].mean(), rtol=1e-5)
+        for name, slope in slopes.items():
+            assert np.all(np.isfinite(slope)), name
+            assert np.any(slope) != name.startswith("teacher"), name
 
 
 def test_equal_models_are_at_zero_and_near_ones_keep_their_digits():
@@ -150,6 +166,54 @@ def test_classes_that_are_ruled_out():
     assert all(np.all(np.isfinite(x)) for x in jax.tree.leaves(finite))
     assert np.isposinf(of_student[0][0])
     assert np.isposinf(of_teacher[1][0])
+    x = single(both)
+
+    def bent(hidden):
+        return jl.linear_distillation(**{**x, "hidden": hidden}, divergence="jensen_shannon")
+
+    curve = jax.jit(jax.grad(lambda h: jnp.vdot(jax.grad(bent)(h), x["hidden"])))(x["hidden"])
+    assert np.all(np.isfinite(curve))
+    # Rows whose loss and slopes are infinite, and do not count.
+    out = jnp.zeros(ROWS, bool)
+    nothing = jax.grad(lambda x: jl.linear_distillation(**x, divergence="reverse", where=out))(single(teacher_only))
+    assert not any(np.any(x) for x in jax.tree.leaves(nothing))
+
+
+def products(loss, arrays, names):
+    given = {name: x for name, x in arrays.items() if name not in names}
+    slopes = jax.value_and_grad(lambda x: loss(**x, **given))
+    return str(jax.make_jaxpr(slopes)({name: arrays[name] for name in names})).count("dot_general")
+
+
+def test_logits_are_made_once():
+    arrays = single(drawn())
+    for names, count in ((("hidden", "kernel"), 4), (("hidden",), 3), (("kernel",), 3), (("bias",), 2)):
+        assert products(jl.linear_distillation, arrays, names) == count, names
+    given = ready(best(drawn()))
+    student = {name: arrays[name] for name in ("hidden", "kernel")}
+    assert products(lambda **x: jl.linear_top_k_distillation(**x, **given), student, ("hidden", "kernel")) == 3
+
+
+def test_classes_cut_unequally():
+    # More classes than one block of the kernel's product, and no number of equal blocks: the last two overlap.
+    rng = np.random.default_rng(1)
+    shapes = {"hidden": (ROWS, 2), "kernel": (2, 65537), "teacher_hidden": (ROWS, 2), "teacher_kernel": (2, 65537)}
+    arrays = {name: rng.normal(size=shape) for name, shape in shapes.items()}
+    slope = jax.jit(jax.grad(lambda x: jl.linear_distillation(**x)))(single(arrays))["kernel"]
+    q, p = (np.exp(arrays[name + "hidden"] @ arrays[name + "kernel"]) for name in ("", "teacher_"))
+    want = arrays["hidden"].T @ (q / q.sum(1, keepdims=True) - p / p.sum(1, keepdims=True)) / ROWS
+    np.testing.assert_allclose(slope, want, rtol=1e-3, atol=1e-7)
+
+
+@pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize("wide", ["hidden", "teacher_kernel"])
+def test_dtypes_that_differ(wide):
+    arrays = {**single(drawn()), wide: jnp.asarray(drawn()[wide], jnp.float64)}
+    value, slope = jax.value_and_grad(lambda x: jl.linear_distillation(**{**arrays, "kernel": x}, temperature=2.0))(
+        arrays["kernel"]
+    )
+    np.testing.assert_allclose(value, by_numpy(**drawn(), temperature=2.0).mean(), rtol=1e-5)
+    assert (value.dtype, slope.dtype) == (jnp.float64, jnp.float32)
 
 
 # --- From the top K -----------------------------------------------------------------------------------------------
@@ -236,6 +300,7 @@ def test_half_precision_has_gradients_of_rows():
     def slopes(student):
         return [
             jax.grad(lambda x: jnp.mean(jl.linear_distillation(**x, **arrays, reduction="none", **options)))(student),
+            jax.grad(lambda x: jl.linear_distillation(**x, **arrays, **options))(student),
             jax.grad(
                 lambda x: jnp.mean(jl.linear_softmax_cross_entropy(**x, labels=labels, reduction="none", **options))
             )(student),
@@ -246,6 +311,14 @@ def test_half_precision_has_gradients_of_rows():
     wide = jax.jit(slopes)(jax.tree.map(lambda x: x.astype(jnp.float32), student))
     assert all(x.dtype == jnp.bfloat16 for x in jax.tree.leaves(half))
     close(jax.tree.map(lambda x: x.astype(jnp.float32), half), wide, rtol=0.05, atol=0.02)
+
+
+def test_small_slopes_in_float16_do_not_underflow():
+    # A mean over 512 rows of slopes 1 / 2000 is 1e-6 each, of which float16 holds two digits and its products none.
+    student = {"hidden": jnp.ones((512, 1), jnp.float16), "kernel": jnp.zeros((1, 2000), jnp.float16)}
+    teacher = {"teacher_hidden": jnp.ones((512, 1)), "teacher_kernel": jnp.zeros((1, 2000)).at[0, 0].set(50.0)}
+    slope = jax.grad(lambda x: 2.0**10 * jl.linear_distillation(**x, **teacher, chunk_rows=256))(student)["kernel"]
+    np.testing.assert_allclose(slope[0, 1:].astype("float32"), 2.0**10 / 2000, rtol=2e-3)
 
 
 @pytest.mark.parametrize(

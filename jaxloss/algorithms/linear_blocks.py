@@ -21,8 +21,10 @@ from jaxloss.core.types import Array, AxisName
 __all__ = [
     "Blocks",
     "bits",
+    "class_pieces",
     "dot",
     "in_auto_mode",
+    "kernel_slope",
     "mesh_size",
     "nothing",
     "numbers",
@@ -38,6 +40,7 @@ T = TypeVar("T")
 
 _SMALL = 2**18  # logits that are not worth a loop
 _TILE = 2**20 * 3 // 4  # entries of a block of logits that stay in a CPU's cache
+_TILE_AGAIN = 2**20 * 4 // 5  # the same where half-precision logits are made twice, and none are held
 _LONGEST = 2048  # rows of a chunk: more make the products no faster
 
 
@@ -56,6 +59,17 @@ def dot(a: Array, b: Array, over: tuple[int, int]) -> Array:
     """The matrix product over one axis of each, summed and returned in float32 (or float64)."""
     wide = jnp.promote_types(a.dtype, jnp.float32)
     return lax.dot_general(a, b, (((over[0],), (over[1],)), ((), ())), preferred_element_type=wide)
+
+
+def kernel_slope(transposed: bool, x: Array, turned: Array, g: Array) -> Array:
+    """The slope of a kernel [D, V] or [V, D]: rows x [N, D], also given `turned`, times slopes of logits g [N, V]."""
+    if not transposed:
+        # XLA's CPU has a fast half-precision product for rows times columns only, and takes `turned` for such because
+        # it comes from outside the loop.
+        return dot(turned, g, (1, 0))
+    if x.dtype.itemsize > 2:
+        return dot(g, x, (0, 0))
+    return lax.optimization_barrier(dot(turned, g, (1, 0))).T
 
 
 def repeat(count: int, body: Callable[[Any, T], T], start: T) -> T:
@@ -223,7 +237,10 @@ def planned(
     else:
         # A CPU has a cache to stay in; elsewhere each block costs the launch of its kernels.
         small = max(rows * classes // (16 if again else 32), 2**16)
-        tile = small if again else min(_TILE, small) if on_cpu else longest * classes
+        if again:
+            tile = min(_TILE_AGAIN, small) if half and on_cpu else small
+        else:
+            tile = min(_TILE, small) if on_cpu else longest * classes
         wanted = min(max(tile // longest, 256), 4096 if again else classes)
         width = -(-lane // _parts(lane, max(1, wanted // lanes), 1))
     return chunks, Blocks(classes, lanes, width), again
@@ -237,6 +254,15 @@ def row_pieces(rows: int, features: int, classes: int, *, devices: int, chunk_ro
         return 1
     # Each chunk adds to the whole gradient of the kernel, as above.
     return _parts(rows, min(max(rows // 16, 64, features // 8), _LONGEST, rows), devices)
+
+
+def class_pieces(rows: int, classes: int, *, devices: int) -> Blocks:
+    """How the classes are cut in the product that gives a kernel's slope, which is added to what there is."""
+    lanes = math.gcd(classes, devices)
+    lane = classes // lanes
+    if rows * classes <= _SMALL:
+        return Blocks(classes, lanes, lane)
+    return Blocks(classes, lanes, -(-lane // _parts(lane, max(1, 8192 // lanes), 1)))
 
 
 def _parts(whole: int, longest: int, devices: int) -> int:

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Literal, NamedTuple
 
 import chex
 from jax import lax
 
+from jaxloss.algorithms.linear_rows import Head, Options
 from jaxloss.core.demand import demand
+from jaxloss.core.frames import summed
 from jaxloss.core.inputs import admitted
 from jaxloss.core.reduction import admit_mask
-from jaxloss.core.types import Array, ArrayLike, AxisName
+from jaxloss.core.types import Array, ArrayLike, AxisName, Reduction
 
-__all__ = ["AdmittedHead", "admitted_head"]
+__all__ = ["AdmittedHead", "admitted_head", "cross_entropy_of_head"]
 
 
 class AdmittedHead(NamedTuple):
@@ -57,4 +60,59 @@ def admitted_head(
         demand(chex.assert_shape, b, (classes,), error=ValueError, message=message)
     return AdmittedHead(
         classes * (lax.axis_size(axis_name) if axis_name else 1), admit_mask("valid", valid, (classes,))
+    )
+
+
+def cross_entropy_of_head(
+    value: Callable[[Head, Array, Array | None, Array | None, Options], Array],
+    hidden: ArrayLike,
+    kernel: ArrayLike,
+    labels: ArrayLike,
+    *,
+    bias: ArrayLike | None,
+    transposed_kernel: bool,
+    valid: ArrayLike | None,
+    label_smoothing: ArrayLike | None,
+    z_loss: ArrayLike | None,
+    soft_cap: ArrayLike | None,
+    temperature: ArrayLike | None,
+    vocab_axis_name: AxisName,
+    memory: Literal["fast", "low"],
+    chunk_rows: int | None,
+    chunk_classes: int | None,
+    where: ArrayLike | None,
+    weights: ArrayLike | None,
+    reduction: Reduction,
+) -> Array:
+    """`value(head, labels, valid, coefficients, options)` in the frame of losses that add up their rows themselves."""
+    found = admitted_head(hidden, kernel, bias, valid, transposed=transposed_kernel, axis_name=vocab_axis_name)
+    options = Options(transposed_kernel, memory == "low", chunk_rows, chunk_classes, vocab_axis_name)
+
+    def of_arrays(
+        hidden: Array,
+        labels: Array,
+        kernel: Array,
+        bias: Array | None,
+        valid: Array | None,
+        *scalars: Array | None,
+        coefficients: Array | None,
+    ) -> Array:
+        return value(Head(hidden, kernel, bias, *scalars), labels, valid, coefficients, options)
+
+    return summed(
+        of_arrays,
+        hidden=hidden,
+        labels=labels,
+        trailing={"hidden": 1, "labels": 0},
+        classes=found.classes,
+        shared={"kernel": kernel, "bias": bias, "valid": found.valid},
+        scalars={
+            "label_smoothing": label_smoothing,
+            "z_loss": z_loss,
+            "soft_cap": soft_cap,
+            "temperature": temperature,
+        },
+        where=where,
+        weights=weights,
+        reduction=reduction,
     )

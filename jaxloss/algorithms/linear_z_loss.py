@@ -5,9 +5,8 @@ from __future__ import annotations
 from typing import Literal
 
 from jaxloss.algorithms.linear_cross_entropy import Head, Options, linear_nll_totals
-from jaxloss.algorithms.linear_heads import admitted_head
+from jaxloss.algorithms.linear_heads import cross_entropy_of_head
 from jaxloss.core.compiled import compiled
-from jaxloss.core.frames import summed
 from jaxloss.core.reduction import Mean
 from jaxloss.core.types import (
     Array,
@@ -56,33 +55,22 @@ def linear_cross_entropy_and_z_loss(
       reduction: "mean", "sum" or "partial" (a pair of `Mean`). "none" there is not: one pass knows totals.
     Returns: two numbers in nats; z has no gradient, since the loss already pulls by it.
     """
-    head = admitted_head(hidden, kernel, bias, valid, transposed=transposed_kernel, axis_name=vocab_axis_name)
-    options = Options(transposed_kernel, memory == "low", chunk_rows, chunk_classes, vocab_axis_name)
-
-    def value(
-        hidden: Array,
-        labels: Array,
-        kernel: Array,
-        bias: Array | None,
-        valid: Array | None,
-        *scalars: Array | None,
-        coefficients: Array,
-    ) -> Array:
-        return linear_nll_totals(Head(hidden, kernel, bias, *scalars), labels, valid, coefficients, options)
-
-    found = summed(
-        value,
-        hidden=hidden,
-        labels=labels,
-        trailing={"hidden": 1, "labels": 0},
-        classes=head.classes,
-        shared={"kernel": kernel, "bias": bias, "valid": head.valid},
-        scalars={
-            "label_smoothing": label_smoothing,
-            "z_loss": z_loss,
-            "soft_cap": soft_cap,
-            "temperature": temperature,
-        },
+    found = cross_entropy_of_head(
+        _totals,
+        hidden,
+        kernel,
+        labels,
+        bias=bias,
+        transposed_kernel=transposed_kernel,
+        valid=valid,
+        label_smoothing=label_smoothing,
+        z_loss=z_loss,
+        soft_cap=soft_cap,
+        temperature=temperature,
+        vocab_axis_name=vocab_axis_name,
+        memory=memory,
+        chunk_rows=chunk_rows,
+        chunk_classes=chunk_classes,
         where=where,
         weights=weights,
         reduction=reduction,
@@ -90,3 +78,8 @@ def linear_cross_entropy_and_z_loss(
     if isinstance(found, Mean):
         return Mean(found.total[0], found.weight), Mean(found.total[1], found.weight)
     return found[0], found[1]
+
+
+def _totals(head: Head, labels: Array, valid: Array | None, coefficients: Array | None, options: Options) -> Array:
+    assert coefficients is not None, "there is no reduction 'none'"
+    return linear_nll_totals(head, labels, valid, coefficients, options)

@@ -6,9 +6,9 @@ from typing import Literal
 
 import jax.numpy as jnp
 
-from jaxloss.algorithms.linear_cross_entropy import Head, Options, linear_nll, linear_nll_total, weighted_total
+from jaxloss.algorithms.linear_cross_entropy import linear_nll_reduced
 from jaxloss.algorithms.linear_distillation import Layer, distilled, distilled_from_top_k
-from jaxloss.algorithms.linear_heads import admitted_head
+from jaxloss.algorithms.linear_heads import admitted_head, cross_entropy_of_head
 from jaxloss.core.compiled import compiled
 from jaxloss.core.frames import summed
 from jaxloss.core.inputs import as_array
@@ -84,36 +84,22 @@ def linear_softmax_cross_entropy(
     Reference: Wijmans et al. (2025), Cut your losses in large-vocabulary language models, ICLR; gradient with the
       value: Hsu et al. (2024), Liger kernel, arXiv 2410.10989; soft cap: Gemma Team (2024), Gemma 2, section 2.
     """
-    head = admitted_head(hidden, kernel, bias, valid, transposed=transposed_kernel, axis_name=vocab_axis_name)
-    options = Options(transposed_kernel, memory == "low", chunk_rows, chunk_classes, vocab_axis_name)
-
-    def value(
-        hidden: Array,
-        labels: Array,
-        kernel: Array,
-        bias: Array | None,
-        valid: Array | None,
-        *scalars: Array | None,
-        coefficients: Array | None,
-    ) -> Array:
-        head = Head(hidden, kernel, bias, *scalars)
-        if coefficients is None:
-            return linear_nll(head, labels, valid, options)
-        return linear_nll_total(head, labels, valid, coefficients, options)
-
-    return summed(
-        value,
-        hidden=hidden,
-        labels=labels,
-        trailing={"hidden": 1, "labels": 0},
-        classes=head.classes,
-        shared={"kernel": kernel, "bias": bias, "valid": head.valid},
-        scalars={
-            "label_smoothing": label_smoothing,
-            "z_loss": z_loss,
-            "soft_cap": soft_cap,
-            "temperature": temperature,
-        },
+    return cross_entropy_of_head(
+        linear_nll_reduced,
+        hidden,
+        kernel,
+        labels,
+        bias=bias,
+        transposed_kernel=transposed_kernel,
+        valid=valid,
+        label_smoothing=label_smoothing,
+        z_loss=z_loss,
+        soft_cap=soft_cap,
+        temperature=temperature,
+        vocab_axis_name=vocab_axis_name,
+        memory=memory,
+        chunk_rows=chunk_rows,
+        chunk_classes=chunk_classes,
         where=where,
         weights=weights,
         reduction=reduction,
@@ -160,7 +146,8 @@ def linear_distillation(
     Returns: nats times T^2, in [0, inf], Jensen-Shannon in [0, T^2 log 2]; 0 for equal logits, and never below. inf
       where forward's student or reverse's teacher rules out what the other does not.
     Gradient: forward: T (q - p) towards the student's logits, times kernel and hidden. None to the teacher: its hidden
-      states, kernel and bias count as constants. Each derivative makes the logits again (four products).
+      states, kernel and bias count as constants. Computed with the value (four products, three of them the student's);
+      with "none" it makes both models' logits again.
     Peers: liger_kernel.transformers.LigerFusedLinearJSD (without T^2), torch.nn.KLDivLoss of the logits.
     Reference: Hinton, Vinyals and Dean (2015), Distilling the knowledge in a neural network, arXiv 1503.02531; reverse:
       Gu et al. (2024), MiniLLM, ICLR; Jensen-Shannon: Agarwal et al. (2024), On-policy distillation, ICLR.
@@ -185,15 +172,15 @@ def linear_distillation(
         temperature: Array | None,
         coefficients: Array | None,
     ) -> Array:
-        rows = distilled(
+        return distilled(
             Layer(hidden, kernel, bias),
             Layer(teacher_hidden, teacher_kernel, teacher_bias),
             temperature,
+            coefficients,
             divergence=divergence,
             transposed=transposed_kernel,
             chunk_rows=chunk_rows,
         )
-        return rows if coefficients is None else weighted_total(coefficients, rows)
 
     return summed(
         value,
@@ -267,15 +254,15 @@ def linear_top_k_distillation(
         temperature: Array | None,
         coefficients: Array | None,
     ) -> Array:
-        rows = distilled_from_top_k(
+        return distilled_from_top_k(
             Layer(hidden, kernel, bias),
             log_probabilities,
             labels,
             temperature,
+            coefficients,
             transposed=transposed_kernel,
             chunk_rows=chunk_rows,
         )
-        return rows if coefficients is None else weighted_total(coefficients, rows)
 
     return summed(
         value,
