@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -68,6 +69,7 @@ class Case:
     tolerance: Mapping[str, float] = field(default_factory=lambda: {"float32": 1e-4, "bfloat16": 2e-2})
     bound: float = 2.0  # of ours over the baseline, where nothing is stored for this kind of device
     least_rounds: int = 5
+    entries: Callable[[Size], int] = math.prod  # how many numbers a variant holds at once, about
 
     @property
     def ours(self) -> str:

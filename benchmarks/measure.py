@@ -143,7 +143,7 @@ def measure(
     }
     for dtype in case.dtypes:
         for asked in sizes:
-            size = _fitting(asked, description["memory"])
+            size = _fitting(asked, description["memory"], case.entries)
             with tempfile.TemporaryDirectory(prefix="benchmark-") as directory:
                 _write_inputs(case, size, dtype, pathlib.Path(directory))
                 for mode in case.modes:
@@ -238,9 +238,9 @@ def _why_not(variant: Variant, platform: str, team: Team) -> str | None:
     return None
 
 
-def _fitting(size: Size, memory: float) -> Size:
+def _fitting(size: Size, memory: float, entries: Callable[[Size], int] = math.prod) -> Size:
     """The size, its first number halved until all processes together find room."""
-    while math.prod(size) * _MEMORY_PER_ENTRY > memory:
+    while entries(size) * _MEMORY_PER_ENTRY > memory:
         size = (size[0] // 2, *size[1:])
     return size
 

@@ -126,11 +126,18 @@ def four_products(x: jax.Array, w: jax.Array, y: jax.Array, v: jax.Array) -> Any
 
 BOTH = (0, 1)
 
+
+def kernel_and_logits(size: Size) -> int:
+    rows, features, classes = size
+    return rows * classes + (rows + classes) * features
+
+
 CASES = [
     Case(
         name="linear_softmax_cross_entropy",
         sizes=((1024, 512, 32000), (2048, 768, 50257), (1024, 2048, 32000)),
         tiny=(32, 8, 100),
+        entries=kernel_and_logits,
         inputs=inputs,
         truth=truth,
         modes=(GRADIENT,),
@@ -148,6 +155,7 @@ CASES = [
         name="linear_distillation",
         sizes=((512, 512, 32000), (1024, 512, 32000), (1024, 768, 50257)),
         tiny=(32, 8, 100),
+        entries=kernel_and_logits,
         inputs=pairs,
         truth=truth_of_pairs,
         modes=(GRADIENT,),

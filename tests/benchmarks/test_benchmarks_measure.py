@@ -165,6 +165,8 @@ def test_a_size_is_halved_until_it_fits():
     assert measure._fitting((8192, 32000), 1e12) == (8192, 32000)
     assert measure._fitting((8192, 32000), 8e9) == (4096, 32000)
     assert measure._fitting((), 1e9) == ()
+    assert measure._fitting((8192, 1000, 1000), 8e9, lambda size: size[0] * 2000) == (8192, 1000, 1000)
+    assert measure._fitting((8192, 1000, 1000), 8e8, lambda size: size[0] * 2000) == (4096, 1000, 1000)
 
 
 def test_inputs_are_arguments_and_keep_their_dtype_and_order(run):
