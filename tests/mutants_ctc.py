@@ -24,6 +24,7 @@ MUTANTS = [
     (CTC, "the way back goes on like the way there", "    if onwards:\n        leaving", "    if True:\n        leaving", ALL_PATHS),
     (CTC, "weights of a rounded difference", "from_log(*subtract(widen(scores), frames.top))", "from_log(subtract(widen(scores), frames.top)[0].astype(jnp.bfloat16).astype(jnp.float32))", LONG),
     (CTC, "weights made again are another frame's", "_weights(frame) if kept is None else kept, states, entered)\n        return (states, ", "_weights(jax.tree.map(lambda x: x[::-1], frame)) if kept is None else kept, states, entered)\n        return (states, ", test("made_again")),
+    (CTC, "the value reads weights that were never made", "_weights(frame) if kept is None else kept, states, entered), None", "_weights(jax.tree.map(lambda x: 0 * x, frame)) if kept is None else kept, states, entered), None", test("made_again")),
     (EXTENDED, "the inverse keeps the exponent", "jnp.where(exists, -a.exponent, 0)", "jnp.where(exists, a.exponent, 0)", ARITHMETIC),
     (EXTENDED, "a float forgets the exponent", "return a.mantissa * _power_of_two(a.exponent, a.mantissa.dtype)", "return a.mantissa", ALL_PATHS),
     (CTC, "a confident sequence may be negative", "jnp.where(exists, jnp.maximum(normalizer - log_total, 0), jnp.inf)", "jnp.where(exists, normalizer - log_total - 2.0**-24, jnp.inf)", test("confident")),

@@ -23,6 +23,8 @@ def language(name):
 
 
 MUTANTS = [
+    (CHAIN, "chains without a path have marginals", "        factor = jnp.where(reachable(chain_of(e, a, exists)), factor, jnp.nan)", "        factor = jnp.where(reachable(chain_of(e, a, exists)), factor, 1)", chain("no_path")),
+    (PARTS, "what can be reached goes backwards", "    steps = (~(transitions.T <= FORBIDDEN))", "    steps = (~(transitions <= FORBIDDEN))", chain("no_path")),
     (PARTS, "transitions go from column to row", "    index = before * transitions.shape[0] + labels", "    index = before + transitions.shape[0] * labels", chain("every_path")),
     (SCALED, "what underflowed is trusted", "        return jnp.all(enough & (entry >= limits.message * limits.least_entry))", "        return jnp.all(enough)", chain("lost_late")),
     (SCALED, "no transition is too small", "    return lax.cond(dense, lambda: dense | jnp.any(messages[0][0] < 0), all_kept)", "    return lax.cond(dense | True, lambda: dense | True, all_kept)", chain("lost_late")),

@@ -266,3 +266,20 @@ def test_refused_in_words():
         viterbi(e, a, lengths=jnp.ones(3, int))
     with pytest.raises(ValueError, match="at least 2 axes"):
         viterbi(e[0, 0], a)
+
+
+def test_marginals_of_no_path_are_nan():
+    e, a, _ = draw(7, 3, 4, 3)
+    e[0, 1] = -np.inf  # a step without a state; the second chain ends before its own
+    e[1, 2] = -np.inf
+    lengths = jnp.array([4, 2, 4])
+    found = np.asarray(chain_marginals(e, a, lengths=lengths))
+    assert np.isnan(found[0]).all()
+    np.testing.assert_allclose(found[1:].sum(-1), [[1, 1, 0, 0], [1, 1, 1, 1]], rtol=1e-6)
+    turns = np.where(np.eye(3), -np.inf, 0.0)
+    turns[2] = -np.inf  # nothing leads on from the last state, and the others change
+    e[2, 1, :2] = -np.inf
+    found = np.asarray(chain_marginals(e[[2, 2, 2]], turns, lengths=jnp.array([2, 3, 4])))
+    np.testing.assert_allclose(found[0].sum(-1), [1, 1, 0, 0], rtol=1e-6)
+    assert np.isnan(found[1, :3]).all()
+    assert np.isnan(found[2]).all()

@@ -168,18 +168,24 @@ def _joined(lattice: _Lattice, states: _States) -> Extended:
     return normalised(add(*parts))
 
 
+# Scores up to which all frames' weights are made at once: less to do in a step, at 8 bytes each.
+_KEPT = 2**20
+
+
+def _kept(frames: _Frames) -> Array | None:
+    return _weights(frames) if frames.scores.size <= _KEPT else None
+
+
 def _total(lattice: _Lattice) -> Extended:
     """The weight of all paths [...], in half as many steps as there are frames."""
+    frames, may_skip, start = lattice
 
-    def step(states: _States, frame: _Frames) -> tuple[_States, None]:
-        entered = _entered(states, lattice.may_skip, onwards=True)
-        return _left(frame.exists, _weights(frame), states, entered), None
+    def step(states: _States, read: tuple[_Frames, Array | None]) -> tuple[_States, None]:
+        frame, kept = read
+        entered = _entered(states, may_skip, onwards=True)
+        return _left(frame.exists, _weights(frame) if kept is None else kept, states, entered), None
 
-    return _joined(lattice, lax.scan(step, lattice.start, lattice.frames)[0])
-
-
-# Scores up to which the weights are kept from the way there to the way back: less to do in a step, at 8 bytes each.
-_KEPT = 2**20
+    return _joined(lattice, lax.scan(step, start, (frames, _kept(frames)))[0])
 
 
 def _shares(lattice: _Lattice) -> tuple[Extended, Array]:
@@ -188,7 +194,7 @@ def _shares(lattice: _Lattice) -> tuple[Extended, Array]:
     Only the labels' history is kept: the blanks have the rest of each frame. Memory is what costs here.
     """
     frames, may_skip, start = lattice
-    kept = _weights(frames) if frames.scores.size <= _KEPT else None
+    weights = _kept(frames)
 
     def meet(states: _States, read: tuple[_Frames, Array | None]) -> tuple[_States, Array]:
         frame, kept = read
@@ -196,7 +202,7 @@ def _shares(lattice: _Lattice) -> tuple[Extended, Array]:
         states = _left(frame.exists, _weights(frame) if kept is None else kept, states, entered)
         return states, states.labels
 
-    states, history = lax.scan(meet, start, (frames, kept))
+    states, history = lax.scan(meet, start, (frames, weights))
     total = _joined(lattice, states)
 
     def part(
@@ -213,7 +219,7 @@ def _shares(lattice: _Lattice) -> tuple[Extended, Array]:
     whole = jax.tree.map(lambda z: z[None, ..., None], inverse(total))
     states = _States(*(packed(normalised(multiply(unpacked(x), whole))) for x in _turned(states)))
     steps = jnp.arange(history.shape[0])
-    (_, shares), _ = lax.scan(part, (states, history), (frames, kept, steps), reverse=True)
+    (_, shares), _ = lax.scan(part, (states, history), (frames, weights, steps), reverse=True)
     return total, lax.real(shares)[..., 1:]
 
 

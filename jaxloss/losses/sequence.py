@@ -94,7 +94,7 @@ def linear_chain_crf(
       sequence keeps its digits.
     Gradient: emissions: marginals - onehot(labels); transitions: expected - observed counts; 0 where the labels are
       forbidden. Messages more than about 58 nats apart, or a label less likely than about exp(-83) given the one before
-      it, take a slower road in log space (compiled code chooses); transitions within 58 nats never do for their own sake.
+      it, take a slower road in log space (compiled code chooses); transitions within 58 nats of each other do not.
     Peers: torchcrf.CRF (minus its log-likelihood; transitions the same way round), tfa.text.crf_log_likelihood,
       synjax.LinearChainCRF.
     Reference: Lafferty, McCallum and Pereira (2001), Conditional random fields, ICML.
