@@ -6,7 +6,9 @@ the code under test.
 
 import numpy as np
 from cases_alignment import CASES as ALIGNMENT
+from cases_contrastive import CASES as CONTRASTIVE
 from cases_language import CASES as LANGUAGE
+from cases_ranking import CASES as RANKING
 from cases_sequence import CASES as SEQUENCE
 from cases_transducer import CASES as TRANSDUCER
 from cases_vocabulary import CASES as VOCABULARY
@@ -154,18 +156,6 @@ def gaussian_kl(mean, log_variance, prior_mean=0.0, prior_log_variance=0.0):
 # --- embedding ----------------------------------------------------------------------------------------------------
 
 
-def info_nce(queries, keys, negatives=None, temperature=0.1, similarity="cosine"):
-    def like(a, b):
-        return cosine(a, b) if similarity == "cosine" else (a * b).sum(-1)
-
-    values = []
-    for i, q in enumerate(queries):
-        extra = [] if negatives is None else negatives if negatives.ndim == 2 else negatives[i]
-        s = np.exp(np.array([like(q, k) for k in [*keys, *extra]]) / temperature)
-        values.append(-np.log(s[i] / s.sum()))
-    return np.array(values)
-
-
 def triplet_margin(anchors, positives, negatives, margin=1.0, p=2.0, swap=False):
     def distance(a, b):
         return (abs(a - b) ** p).sum(-1) ** (1 / p)
@@ -174,23 +164,6 @@ def triplet_margin(anchors, positives, negatives, margin=1.0, p=2.0, swap=False)
     if swap:
         far = np.minimum(far, distance(positives, negatives))
     return np.maximum(0, distance(anchors, positives) - far + margin)
-
-
-# --- ranking ------------------------------------------------------------------------------------------------------
-
-
-def list_softmax(scores, relevance):
-    return -(relevance * np.log(softmax(scores))).sum(-1)
-
-
-def pairwise_logistic(scores, relevance, pairs="mean"):
-    values = []
-    for s, r in zip(scores, relevance, strict=True):
-        each = [
-            np.log(1 + np.exp(b - a)) for a, x in zip(s, r, strict=True) for b, y in zip(s, r, strict=True) if x > y
-        ]
-        values.append(np.sum(each) / (max(len(each), 1) if pairs == "mean" else 1))
-    return np.array(values)
 
 
 # --- sequence -----------------------------------------------------------------------------------------------------
@@ -207,7 +180,6 @@ def token_nll(logits, labels, lengths=None):
 
 LABELLED = {"logits": "NC", "labels": "N"}
 PAIR = {"predictions": "ND", "targets": "ND"}
-LISTS = {"scores": "NL", "relevance": "NL"}
 
 CASES = (
     Case(jl.squared_error, lambda predictions, targets: (predictions - targets) ** 2, zero_at_equality=True),
@@ -300,25 +272,16 @@ CASES = (
         edges=("mean", "prior_mean"),
     ),
     Case(
-        jl.info_nce,
-        info_nce,
-        shapes={"queries": "ND", "keys": "ND"},
-        options=({}, {"temperature": 2.0, "similarity": "dot"}),
-        kind="coupled",
-    ),
-    Case(jl.info_nce, info_nce, shapes={"queries": "ND", "keys": "ND", "negatives": "MD"}, kind="coupled"),
-    Case(jl.info_nce, info_nce, shapes={"queries": "ND", "keys": "ND", "negatives": "NMD"}, kind="coupled"),
-    Case(
         jl.triplet_margin,
         triplet_margin,
         shapes={"anchors": "ND", "positives": "ND", "negatives": "ND"},
         options=({}, {"p": 1.0}, {"p": 3.0, "swap": True, "margin": 4.0}),
     ),
-    Case(jl.list_softmax, list_softmax, shapes=LISTS),
-    Case(jl.pairwise_logistic, pairwise_logistic, shapes=LISTS, options=({}, {"pairs": "sum"})),
     Case(jl.token_nll, token_nll, shapes={"logits": "NTV", "labels": "NT"}),
     Case(jl.token_nll, token_nll, shapes={"logits": "NTV", "labels": "NT", "lengths": "N"}),
+    *RANKING,
     *ALIGNMENT,
+    *CONTRASTIVE,
     *TRANSDUCER,
     *VOCABULARY,
     *LANGUAGE,

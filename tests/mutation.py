@@ -25,7 +25,9 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 LISTS = (
     "tests/mutants_core.py",
     "tests/mutants_checks.py",
+    "tests/mutants_contrastive.py",
     "tests/mutants_ctc.py",
+    "tests/mutants_ranking.py",
     "tests/mutants_sequence.py",
     "tests/mutants_transducer.py",
     "tests/mutants_vocabulary.py",

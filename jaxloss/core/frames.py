@@ -195,6 +195,7 @@ def pairwise(
     axis: int = -1,
     valid: ArrayLike | None = None,
     pairs: Literal["mean", "sum"] = "mean",
+    beyond: tuple[int, Formula] | None = None,
     scalars: Scalars = None,
     where: Mask = None,
     weights: Weights = None,
@@ -204,17 +205,21 @@ def pairwise(
 
     A pair is two valid items of different relevance; `formula(s_i - s_j, *scalars)` is its value, item i being the
     more relevant one. `pairs` says whether a list's value is the mean or the sum over its pairs; a list without a
-    pair is absent. Memory is quadratic in L.
+    pair is absent. Memory is quadratic in L, unless `beyond` holds a length and an engine for longer lists:
+    `engine(scores, relevance, valid, *scalars)` returns the sum of each list's pair values and the number of its pairs.
     """
 
     def value(scores: Array, relevance: Array, *scalar: Array, axis: int, valid: Array) -> tuple[Array, Array]:
         s, r, v = (jnp.moveaxis(x, axis, -1) for x in (scores, relevance, valid))
         s = widen(s)
-        is_pair = (r[..., :, None] > r[..., None, :]) & v[..., :, None] & v[..., None, :]
-        # A pair that is none gets the difference 0, so that two infinite scores never meet.
-        left, right = (jnp.where(is_pair, x, 0) for x in (s[..., :, None], s[..., None, :]))
-        each = jnp.where(is_pair, formula(left - right, *scalar), 0)
-        total, count = jnp.sum(each, axis=(-2, -1)), jnp.sum(is_pair, axis=(-2, -1), dtype=s.dtype)
+        if beyond is not None and s.shape[-1] > beyond[0]:
+            total, count = beyond[1](s, r, v, *scalar)
+        else:
+            is_pair = (r[..., :, None] > r[..., None, :]) & v[..., :, None] & v[..., None, :]
+            # A pair that is none gets the difference 0, so that two infinite scores never meet.
+            left, right = (jnp.where(is_pair, x, 0) for x in (s[..., :, None], s[..., None, :]))
+            each = jnp.where(is_pair, formula(left - right, *scalar), 0)
+            total, count = jnp.sum(each, axis=(-2, -1)), jnp.sum(is_pair, axis=(-2, -1), dtype=s.dtype)
         return total / jnp.maximum(count, 1) if pairs == "mean" else total, count > 0
 
     return listwise(
@@ -236,13 +241,16 @@ class Everyone:
 
     arrays: tuple[Array, ...]  # [N, ...] each, in the order of the frame's inputs
     present: Array  # [N] bool: an absent row is no negative either
-    own: Array  # [n] int: local row i is row own[i] of these
+    own: Array  # [n] int: where the caller's row i stands in the batch of all devices
+    index: Array  # [N] int: where these stand there
+    here: Array  # [n] bool: which of the caller's rows exist
 
 
 def batchwise(
     formula: Formula,
     *,
     axis_name: AxisName = None,
+    ring: bool = False,
     alike: tuple[str, ...] = (),
     shared: Mapping[str, ArrayLike] | None = None,
     scalars: Scalars = None,
@@ -256,8 +264,9 @@ def batchwise(
     `alike` names the inputs that must agree in their whole shape. The formula gets the local rows, the `shared` arrays
     (what belongs to no row: class proxies, a queue of negatives), the scalars, and `everyone=`, an `Everyone`. Inside
     `shard_map` the rows of the other devices are gathered along `axis_name`; without it the frame refuses, and
-    `axis_name=()` means local rows only, on purpose. `where` removes a row altogether; a weight scales the row's own
-    term and the denominator only.
+    `axis_name=()` means local rows only, on purpose. With `ring` nothing is gathered: `everyone` holds the local rows,
+    and the formula itself sends them round. `where` removes a row altogether; a weight scales the row's own term and
+    the denominator only.
     """
     sharding.refuse_hidden_rows(axis_name)
     named = inputs.admitted(arrays)
@@ -274,11 +283,18 @@ def batchwise(
     mask = admit_mask("where", where, (rows,))
     present = jnp.ones((rows,), bool) if mask is None else mask
     ready = [inputs.neutralised(x, mask, tuple(range(1, x.ndim))) for x in named.values()]
-    everyone = Everyone(
-        arrays=tuple(sharding.all_rows(x, axis_name) for x in ready),
-        present=sharding.all_rows(present, axis_name),
-        own=sharding.own_rows(rows, axis_name),
-    )
+    own = sharding.own_rows(rows, axis_name)
+    if ring and axis_name:
+        everyone = Everyone(arrays=tuple(ready), present=present, own=own, index=own, here=present)
+    else:
+        all_present = sharding.all_rows(present, axis_name)
+        everyone = Everyone(
+            arrays=tuple(sharding.all_rows(x, axis_name) for x in ready),
+            present=all_present,
+            own=own,
+            index=jnp.arange(all_present.shape[0]),
+            here=present,
+        )
     common = inputs.admitted(shared or {})
     scalar = inputs.as_scalars(scalars, inputs.wide_dtype([*named.values(), *common.values()]))
     value = formula(*ready, *common.values(), *scalar, everyone=everyone)

@@ -2,6 +2,7 @@
 
 from jaxloss.losses.alignment import *
 from jaxloss.losses.binary import *
+from jaxloss.losses.contrastive import *
 from jaxloss.losses.divergence import *
 from jaxloss.losses.embedding import *
 from jaxloss.losses.language import *
