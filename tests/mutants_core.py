@@ -107,7 +107,7 @@ MUTANTS = [
     (LOSSES + "regression.py", "huber: half is dropped", "return q * (jnp.abs(r) - 0.5 * q)  # both", "return q * (jnp.abs(r) - q)  # both", laws("huber")),
     (LOSSES + "regression.py", "huber: delta is not differentiated", "    lambda r, delta: jnp.maximum(jnp.abs(r) - delta, 0),\n", "    lambda r, delta: 0 * delta,\n", "tests/test_relations.py"),
     (LOSSES + "regression.py", "smooth_l1: slope of huber", "    lambda r, beta: jnp.clip(r / beta, -1, 1),", "    lambda r, beta: jnp.clip(r, -beta, beta),", laws("smooth_l1")),
-    (LOSSES + "regression.py", "cosine distance as 1 - <u, v>", "        distance = 0.5 * jnp.sum(jnp.square(u - v), axis=axis)", "        distance = 1 - jnp.sum(u * v, axis=axis)", EXACT + " -k cosine"),
+    (LOSSES + "regression.py", "cosine distance as 1 - <u, v>", "0.5 * jnp.sum(jnp.square(_over_length(p, of_p, axis) - _over_length(t, of_t, axis)), axis=axis)", "1 - jnp.sum(_over_length(p, of_p, axis) * _over_length(t, of_t, axis), axis=axis)", EXACT + " -k cosine"),
     (LOSSES + "regression.py", "RMSE: slope at a perfect prediction", "jnp.where(alive, jnp.sqrt(jnp.where(alive, mean, 1)), 0)", "jnp.sqrt(mean)", laws("root_mean")),
     (LOSSES + "binary.py", "positive_weight on the no side", "weighted_binary_nll(x, t, positive_weight)", "weighted_binary_nll(-x, 1 - t, positive_weight)", laws("sigmoid_cross_entropy")),
     (LOSSES + "binary.py", "hinge pulls at the margin", "jnp.where(signs * scores < one, -signs, zero)", "jnp.where(signs * scores < 2 * one, -signs, zero)", laws("hinge")),

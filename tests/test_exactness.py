@@ -196,6 +196,14 @@ def test_binary_cross_entropy_on_probabilities():
         assert ulps(s, (a - b) / (a * (1 - a))) <= 4, (a, b)
 
 
+def test_certain_probabilities_cost_nothing_or_everything():
+    grid = [(p, t) for p in (0, 1) for t in (0, 1e-30, 0.25, 1 - 2**-24, 1)]
+    p, t = np.float32(grid).T
+    value = jl.binary_cross_entropy(p, t, reduction="none")
+    np.testing.assert_array_equal(value, np.where(p == t, 0.0, np.inf))
+    assert jl.binary_cross_entropy(p[p == t], t[p == t]) == 0
+
+
 # --- Rows ---------------------------------------------------------------------------------------------------------
 
 
@@ -368,6 +376,18 @@ def test_cosine_distance(kind):
         size = max(abs(w) for w in want)
         bound = 1e-6 * (1 + 1 / float(mp.sqrt(exact)))
         assert all(abs(float(g) - w) <= bound * size for g, w in zip(slope[i], want, strict=True)), (kind, slope[i])
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e20, 1e-30])
+def test_cosine_distance_to_itself_is_zero_and_nothing_hides_a_nan(scale):
+    p = np.float32(np.random.default_rng(6).normal(size=(50, 7)) * scale)
+    for other in (p, 2 * p):
+        value, slope = jax.value_and_grad(lambda p, t: jl.cosine_distance(p, t, reduction="sum"))(p, other)
+        assert value == 0
+        assert not np.any(slope)
+    p[0, 0], p[1, 0] = np.nan, np.inf
+    value = np.asarray(jl.cosine_distance(p, p[::-1], reduction="none"))
+    np.testing.assert_array_equal(np.isnan(value), np.isin(np.arange(50), [0, 1, 48, 49]))
 
 
 @pytest.mark.parametrize("scale", [1.0, 1e25, 1e-25])

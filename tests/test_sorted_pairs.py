@@ -133,6 +133,24 @@ def test_a_long_list():
     np.testing.assert_array_equal(slopes[0][upper], edge - float(len(below)))
 
 
+def test_a_long_list_of_the_logistic_loss_as_it_is_compiled_for_use():
+    """Longer than what XLA's CPU, fully optimised, sums right along a first axis: 4 10^6 pairs in float64."""
+    n = 20000
+    s, upper = np.random.default_rng(0).normal(size=n).astype(np.float32), np.arange(n) % 100 == 0
+    difference = s[upper, None].astype(np.float64) - s[~upper]
+    pull = 1 / (1 + np.exp(difference))
+    jax.config.update("jax_disable_most_optimizations", False)
+    try:
+        total, slopes = jax.jit(jax.value_and_grad(lambda s, r: jl.pairwise_logistic(s, r, pairs="sum")))(
+            s, upper * 1.0
+        )
+    finally:
+        jax.config.update("jax_disable_most_optimizations", True)
+    np.testing.assert_allclose(total, np.logaddexp(0, -difference).sum(), rtol=1e-6)
+    np.testing.assert_allclose(slopes[upper], -pull.sum(1), rtol=1e-5)
+    np.testing.assert_allclose(slopes[~upper], pull.sum(0), rtol=1e-5)
+
+
 @pytest.mark.parametrize("kind", ["squared_hinge", "logistic"])
 def test_every_derivative_in_float64(kind):
     """The Hessian forward over reverse, in reverse twice, and mapped over lists, which then hold their own levels."""

@@ -118,9 +118,12 @@ def terms(dtype: jnp.dtype) -> int:
 
 def series(sums: Array, table: tuple[tuple[float, ...], tuple[float, ...]]) -> Array:
     """The polynomial's u p(u), summed over items: from the sums of u, u^2, ... along the first axis."""
-    row = jnp.asarray(table[sums.dtype == jnp.float64], sums.dtype)
-    # Not a matrix product, which some devices would round to three digits.
-    return jnp.sum(sums * row.reshape(row.shape + (1,) * (sums.ndim - 1)), axis=0)
+    # Term by term: XLA's CPU (jax 0.10) sums long arrays along their first axis wrongly, and a matrix product would be
+    # rounded to three digits on some devices.
+    total = 0 * sums[0]
+    for coefficient, part in zip(table[sums.dtype == jnp.float64], sums, strict=True):
+        total = total + coefficient * part
+    return total
 
 
 def both_ways(

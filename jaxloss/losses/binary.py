@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jaxloss.core.compiled import compiled
 from jaxloss.core.formulas import binary_focal, binary_nll, weighted_binary_nll
 from jaxloss.core.frames import pointwise
-from jaxloss.core.numerics import apart, differentiable, log1p, xlogy
+from jaxloss.core.numerics import apart, differentiable, log1p
 from jaxloss.core.types import (
     Array,
     BinaryLogit,
@@ -120,19 +120,25 @@ def sigmoid_focal(
     )
 
 
+def _probability_nll_value(p: Array, t: Array) -> Array:
+    # A label of 0 or 1 takes one term away, whose logarithm may be infinite: there, and only there, the maximum keeps
+    # it finite. A select would make XLA's CPU write the entries out before it sums them.
+    limits = jnp.finfo(p.dtype)
+    of_yes = t * jnp.log(jnp.maximum(p, float(limits.tiny) - t))
+    # Scaled, t - 1 is either 0 or at most -2, and -p at least -1.
+    steps = (t - 1) * (2 / float(limits.epsneg))
+    return (t - 1) * jnp.log1p(jnp.maximum(-p, steps)) - of_yes
+
+
 def _probability_nll_slope(p: Array, t: Array) -> Array:
     # (p - t) / (p (1 - p)), which is 0 / 0 where a hard label is met exactly; there one factor cancels.
-    wrong = jnp.where(t == 0, 1, (p - t) / jnp.where(t == 0, 1, p))
-    return jnp.where(t == 1, -1 / p, wrong / jnp.where(t == 1, 1, 1 - p))
-
-
-def _xlog1py(x: Array, y: Array) -> Array:
-    """x log(1 + y), 0 at x = 0."""
-    return jnp.where(x == 0, 0, x * log1p(jnp.where(x == 0, 0, y)))
+    p, t, zero, one = apart(p, t, jnp.zeros((), p.dtype), jnp.ones((), p.dtype))
+    wrong = jnp.where(t == zero, one, (p - t) / jnp.where(t == zero, one, p))
+    return jnp.where(t == one, -one / p, wrong / jnp.where(t == one, one, one - p))
 
 
 _probability_nll = differentiable(
-    lambda p, t: -(xlogy(t, p) + _xlog1py(1 - t, -p)),
+    _probability_nll_value,
     _probability_nll_slope,
     lambda p, t: log1p(-p) - jnp.log(p),
 )

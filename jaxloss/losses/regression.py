@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import jax
 import jax.numpy as jnp
+from jax import lax
+from jax.custom_derivatives import SymbolicZero
 
 from jaxloss.core.compiled import compiled
 from jaxloss.core.frames import eventwise, pointwise, statistic
-from jaxloss.core.numerics import absolute, of_residual, scale_exponent, tanh, unit, widen
+from jaxloss.core.numerics import absolute, apart, of_residual, scale_exponent, tanh, widen
 from jaxloss.core.numerics import log_cosh as log_cosh_of
 from jaxloss.core.types import Array, Mask, Positive, Real, Reduction, Weights
 
@@ -256,6 +263,82 @@ def log_cosh(
     return pointwise(value, predictions=predictions, targets=targets, where=where, weights=weights, reduction=reduction)
 
 
+# Between these the sum of squares itself neither overflows nor loses what the scaled one has.
+_NEEDS_NO_SCALE = (2.0**-80, 2.0**100)
+
+# Two factors of each vector, without its axis, whose product is 1 / length; the second is a power of two. The first is
+# 0 for a zero vector, and nan for an infinite one.
+_Inverse = tuple[Array, Array]
+
+
+def _inverse_length(x: Array, axis: int) -> _Inverse:
+    def scaled(x: Array, _: Array) -> tuple[Array, Array, Array]:
+        scale = scale_exponent(x, axis)
+        half = scale_exponent(jnp.sqrt(scale), axis)
+        square = jnp.sum(jnp.square(x * (1 / scale)), axis=axis)
+        return square, jnp.squeeze(scale / half, axis), jnp.squeeze(1 / half, axis)
+
+    def plain(_: Array, square: Array) -> tuple[Array, Array, Array]:
+        one = jnp.where(square > 0, 1, square)
+        return square, one, one
+
+    def either(x: Array, square: Array) -> tuple[Array, Array, Array]:
+        low, high = _NEEDS_NO_SCALE
+        return lax.cond(jnp.all((square >= low) & (square <= high)), plain, scaled, x, square)
+
+    # On a CPU looking for the largest entries costs as much as the distance. Elsewhere a branch would wait for the
+    # host.
+    square = jnp.sum(jnp.square(x), axis=axis)
+    square, near, second = lax.platform_dependent(x, square, cpu=either, default=scaled)
+    dead = square == 0
+    length = jnp.where(jnp.isinf(square), jnp.nan, jnp.sqrt(jnp.where(dead, 1, square)))
+    return jnp.where(dead, 0, 1 / (length * near)), second
+
+
+def _over_length(x: Array, inverse: _Inverse, axis: int) -> Array:
+    # The power of two comes last and rounds nothing: however the compiler fuses this with a difference, u - u is 0.
+    first, second = (jnp.expand_dims(part, axis) for part in inverse)
+    return x * first * second
+
+
+def _cosine_distance(p: Array, t: Array, axis: int) -> Array:
+    of_p, of_t = (_inverse_length(lax.stop_gradient(x), axis) for x in (p, t))
+    return _half_square_apart(p, t, of_p, of_t, axis)
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(4,))
+def _half_square_apart(p: Array, t: Array, of_p: _Inverse, of_t: _Inverse, axis: int) -> Array:
+    # 1 - <u, v> has no digit left where the unit vectors u and v are nearly parallel.
+    distance = 0.5 * jnp.sum(jnp.square(_over_length(p, of_p, axis) - _over_length(t, of_t, axis)), axis=axis)
+    return jnp.where((of_p[0] == 0) | (of_t[0] == 0), 1, distance)
+
+
+def _half_square_apart_rule(axis: int, primals: Sequence[Any], tangents: Sequence[Any]) -> tuple[Array, Array]:
+    (p, t, *_), (dp, dt, *_) = primals, tangents
+    # Made again, because those that were given are constants, and a second derivative needs theirs; what was given
+    # is then used by nobody, and not computed.
+    of_p, of_t = _inverse_length(p, axis), _inverse_length(t, axis)
+    value = _half_square_apart(p, t, *lax.stop_gradient((of_p, of_t)), axis)
+    tangent = jnp.zeros_like(value)
+    for dx, x, y, of_x, of_y in ((dp, p, t, of_p, of_t), (dt, t, p, of_t, of_p)):
+        if not isinstance(dx, SymbolicZero):
+            tangent = tangent + jnp.sum(_pull(x, y, of_x, of_y, axis) * dx, axis=axis)
+    return value, tangent
+
+
+_half_square_apart.defjvp(_half_square_apart_rule, symbolic_zeros=True)
+
+
+def _pull(x: Array, y: Array, of_x: _Inverse, of_y: _Inverse, axis: int) -> Array:
+    """What of u - v is orthogonal to u = x / |x|, divided by |x|: the gradient towards x."""
+    x, y, *parts = apart(x, y, *of_x, *of_y)
+    of_x, of_y = (parts[0], parts[1]), (parts[2], parts[3])
+    u = _over_length(x, of_x, axis)
+    gap = u - _over_length(y, of_y, axis)
+    along = jnp.sum(u * gap, axis=axis, keepdims=True)
+    return _over_length(gap - u * along, (jnp.where(of_y[0] == 0, 0, of_x[0]), of_x[1]), axis)
+
+
 @compiled
 def cosine_distance(
     predictions: Real,
@@ -283,11 +366,7 @@ def cosine_distance(
     """
 
     def value(predictions: Array, targets: Array, *, axis: int) -> Array:
-        u, v = unit(widen(predictions), axis), unit(widen(targets), axis)
-        # Half the squared distance of the unit vectors: 1 - <u, v> has no digit left where they are nearly parallel.
-        distance = 0.5 * jnp.sum(jnp.square(u - v), axis=axis)
-        nothing = ~(jnp.any(u != 0, axis=axis) & jnp.any(v != 0, axis=axis))
-        return jnp.where(nothing, 1, distance)
+        return _cosine_distance(widen(predictions), widen(targets), axis)
 
     return eventwise(
         value,
