@@ -183,12 +183,17 @@ def _versions() -> dict[str, str]:
 
 
 def _processor() -> str:
+    """Name, family and model: a virtual machine tells the name of a whole line of processors."""
     try:
         text = pathlib.Path("/proc/cpuinfo").read_text()
     except OSError:
         return platform.processor() or platform.machine()
-    names = [line.partition(":")[2].strip() for line in text.splitlines() if line.startswith("model name")]
-    return names[0] if names else platform.machine()
+    pairs = [line.partition(":") for line in text.splitlines()]
+    found = {name.strip(): value.strip() for name, _, value in reversed(pairs)}
+    numbers = [
+        f"{word} {found[name]}" for name, word in (("cpu family", "family"), ("model", "model")) if name in found
+    ]
+    return ", ".join([found.get("model name", platform.machine()), *numbers])
 
 
 def _cores() -> int:

@@ -160,6 +160,6 @@ CASES = [
         },
         limit="value: the costs alone; with gradient: one exponential a cell",
         baseline="log-space wavefront",
-        bound=1.3,
+        bound=2.0,
     ),
 ]

@@ -184,6 +184,6 @@ CASES = [
         limit="the eight matrix products of forward and backward pass alone",
         modes=(RUN,),
         baseline="by hand",
-        bound=1.5,
+        bound=2.0,
     )
 ]

@@ -271,3 +271,9 @@ def test_a_ratio_must_be_bad_three_times(slow_looks, code, monkeypatch, capsys):
     assert __main__.main(["--rounds=1", "--gate"]) == code
     assert len(looks) == min(slow_looks + 1, 3)
     assert ("9.00 of the time of optax" in capsys.readouterr().err) == bool(code)
+
+
+def test_a_processor_is_told_by_its_family_and_model(monkeypatch):
+    text = "processor\t: 0\ncpu family\t: 26\nmodel\t\t: 2\nmodel name\t: AMD EPYC\n\nprocessor\t: 1\nmodel\t\t: 9\n"
+    monkeypatch.setattr(worker.pathlib.Path, "read_text", lambda path: text)
+    assert worker._processor() == "AMD EPYC, family 26, model 2"
