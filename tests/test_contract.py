@@ -11,11 +11,18 @@ def test_every_public_loss_has_a_case():
     assert {case.name for case in CASES} == {entry.name for entry in jl.catalogue.entries()}
 
 
-FORMATS = [pytest.param(dtype, marks=pytest.mark.exhaustive if "float16" in dtype else ()) for dtype in DTYPES]
+def rows():
+    """Left out by default: half formats, and float64 of a loss with inputs that another row of it has not."""
+    seen = set()
+    for case in CASES:
+        name = f"{case.name}-{'-'.join(case.axes.values())}"
+        for dtype in DTYPES:
+            rare = "float16" in dtype or (dtype == "float64" and case.name in seen)
+            yield pytest.param(case, dtype, id=f"{name}-{dtype}", marks=pytest.mark.exhaustive if rare else ())
+        seen.add(case.name)
 
 
-@pytest.mark.parametrize("dtype", FORMATS)
-@pytest.mark.parametrize("case", CASES, ids=[f"{case.name}-{'-'.join(case.axes.values())}" for case in CASES])
+@pytest.mark.parametrize(("case", "dtype"), [*rows()])
 def test_laws(case, dtype):
     broken = broken_laws(case, dtype)
     assert not broken, "\n".join(broken)
