@@ -28,6 +28,8 @@ def main(arguments: list[str] | None = None) -> int:
             for case in module.CASES:
                 print(f"  {case.name}: {', '.join(map(label, case.sizes))}; {', '.join(case.variants)}")
         return 0
+    if options.gate:
+        wanted = [case for case in wanted if case.baseline in case.variants]
     only = frozenset(options.variants.split(",")) if options.variants else None
     started = time.perf_counter()
     points: list[Any] = []

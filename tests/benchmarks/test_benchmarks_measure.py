@@ -273,6 +273,14 @@ def test_a_ratio_must_be_bad_three_times(slow_looks, code, monkeypatch, capsys):
     assert ("9.00 of the time of optax" in capsys.readouterr().err) == bool(code)
 
 
+def test_what_has_no_baseline_is_not_measured_for_the_gate(monkeypatch, capsys):
+    case = dataclasses.replace(made_up(), sizes=((40,),), baseline="nobody")
+    monkeypatch.setattr(cases, "by_name", lambda: {case.name: case})
+    monkeypatch.setattr(__main__, "Team", lambda: measure.Team(InProcess))
+    assert __main__.main(["--rounds=1", "--gate"]) == 0
+    assert "made_up" not in capsys.readouterr().out
+
+
 def test_a_processor_is_told_by_its_family_and_model(monkeypatch):
     text = "processor\t: 0\ncpu family\t: 26\nmodel\t\t: 2\nmodel name\t: AMD EPYC\n\nprocessor\t: 1\nmodel\t\t: 9\n"
     monkeypatch.setattr(worker.pathlib.Path, "read_text", lambda path: text)
