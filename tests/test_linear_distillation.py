@@ -205,6 +205,7 @@ def test_classes_cut_unequally():
     np.testing.assert_allclose(slope, want, rtol=1e-3, atol=1e-7)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.usefixtures("float64")
 @pytest.mark.parametrize("wide", ["hidden", "teacher_kernel"])
 def test_dtypes_that_differ(wide):

@@ -16,10 +16,14 @@ from jaxloss.algorithms import tiled_contrast
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
-PAIRS = ("info_nce", "in_batch_softmax", "clip_contrastive", "siglip")
 GROUPS = ("nt_xent", "supervised_contrastive")
 OPTION = {"siglip": {"scale": 3.0, "bias": -2.0}}
-every_loss = pytest.mark.parametrize("name", [*PAIRS, *GROUPS])
+RARER = ("info_nce", "in_batch_softmax", "supervised_contrastive")
+
+
+def names(*often, rarer=RARER):
+    """Losses whose rows run by default, and those that only the exhaustive run takes."""
+    return [*often, *(pytest.param(name, marks=pytest.mark.exhaustive) for name in rarer)]
 
 
 @pytest.fixture
@@ -59,7 +63,8 @@ def ours(name, others=(), **tail):
 
 
 # 13 rows are no whole number of tiles, 20 are.
-@pytest.mark.parametrize(("name", "rows"), [*((name, 13) for name in (*PAIRS, *GROUPS)), ("clip_contrastive", 20)])
+@pytest.mark.parametrize("rows", [13, pytest.param(20, marks=pytest.mark.exhaustive)])
+@pytest.mark.parametrize("name", names("clip_contrastive", "siglip", "nt_xent"))
 def test_tiles_have_the_value_slope_and_curvature_of_the_textbook(name, rows, small_tiles):
     floats, others = drawn(name, rows)
     numbers = tuple(options(name).values())
@@ -174,7 +179,7 @@ def test_an_anchor_without_a_positive_is_absent(name):
 # --- Memory -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["clip_contrastive", "siglip", "nt_xent"])
+@pytest.mark.parametrize("name", names("clip_contrastive", rarer=("siglip", "nt_xent")))
 def test_a_batch_of_32768_takes_less_than_300_megabytes(name):
     x = jax.ShapeDtypeStruct((2**15, 512), jnp.float32)
     number = jax.ShapeDtypeStruct((), jnp.float32)
@@ -257,7 +262,7 @@ def test_tiles_of_sharded_rows_under_jit(name, kind, small_tiles):
     close(got, want)
 
 
-@every_loss
+@pytest.mark.parametrize("name", names("clip_contrastive", rarer=(*RARER, "siglip", "nt_xent")))
 def test_a_ring_gathers_nothing(name):
     floats, others, numbers = four_device_inputs(name, 44)
     for gather in ("all", "ring"):
