@@ -6,10 +6,11 @@ import argparse
 import pathlib
 import sys
 import time
+from collections.abc import Iterator
 from typing import Any
 
 from benchmarks import cases, results
-from benchmarks.case import label
+from benchmarks.case import Case, label
 from benchmarks.gate import complaints
 from benchmarks.measure import Team, measure
 from benchmarks.table import times
@@ -48,23 +49,24 @@ def main(arguments: list[str] | None = None) -> int:
             print(error, file=sys.stderr)
             return 2
         settings = {"tiny": options.tiny, "smallest": options.smallest, "rounds": options.rounds}
-        for case in wanted:
+
+        def look(case: Case) -> Iterator[Any]:
             compared = frozenset({case.ours, case.baseline}) if options.gate else None
-            for point in measure(case, team, only=only or compared, **settings):
-                points.append(point)
-                _report(point)
+            yield from measure(case, team, only=only or compared, **settings)
             if not options.tiny:
                 team.dismiss()
+
+        for case in wanted:
+            for point in look(case):
+                points.append(point)
+                _report(point)
         found = results.document(points, description)
         worse = complaints(found, stored) if options.gate else {}
         for _ in range(_MORE_LOOKS if worse else 0):
             # A busy machine can make one ratio bad, but not the same one again and again.
             for name in sorted({case for case, *_ in worse}):
-                case = cases.by_name()[name]
-                again = measure(case, team, only=only or frozenset({case.ours, case.baseline}), **settings)
-                better = {results.key(point): point for point in again if results.key(point) in worse}
-                found = results.better(found, results.document(better.values(), description))
-                team.dismiss()
+                again = [point for point in look(cases.by_name()[name]) if results.key(point) in worse]
+                found = results.better(found, results.document(again, description))
             worse = complaints(found, stored)
     print(f"\n{times(found['points'], results.clock(found))}\n{time.perf_counter() - started:.0f} s")
     failures = [

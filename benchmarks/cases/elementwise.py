@@ -22,6 +22,11 @@ TITLE = "Losses entry by entry, mean, float32"
 Loss = Callable[[Any, Any], Any]
 
 
+# What a loss entry by entry cannot go below.
+ENTRYWISE = with_jax.limit(value=lambda p, t: (p * t).sum(), gradient=lambda p, t: p * t)
+ENTRYWISE_IN_WORDS = "value: read both inputs; with gradient: read both, write one array"
+
+
 def real_targets(size: Size, rng: np.random.Generator) -> dict[str, np.ndarray]:
     return {name: rng.standard_normal(size, np.float32) for name in ("predictions", "targets")}
 
@@ -120,9 +125,9 @@ def case(
             "torch": with_torch.loss(in_torch),
             "torch compiled": with_torch.loss(in_torch, compiled=True),
             **others,
-            "limit": with_jax.limit(value=lambda p, t: (p * t).sum(), gradient=lambda p, t: p * t),
+            "limit": ENTRYWISE,
         },
-        limit="value: read both inputs; with gradient: read both, write one array",
+        limit=ENTRYWISE_IN_WORDS,
     )
 
 

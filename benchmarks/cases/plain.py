@@ -13,6 +13,7 @@ import optax
 import jaxloss as jl
 from benchmarks import with_jax
 from benchmarks.case import Case, Size
+from benchmarks.cases.elementwise import ENTRYWISE, ENTRYWISE_IN_WORDS, real_targets
 from benchmarks.truth import mean_over_rows
 
 __all__ = ["CASES", "TITLE"]
@@ -24,10 +25,6 @@ ROWS = ((10**4, 100), (10**5, 100))
 
 Draw = Callable[[Size, np.random.Generator], dict[str, np.ndarray]]
 Rows = Callable[..., tuple[np.ndarray, np.ndarray]]
-
-
-def real(size: Size, rng: np.random.Generator) -> dict[str, np.ndarray]:
-    return {name: rng.standard_normal(size, np.float32) for name in ("predictions", "targets")}
 
 
 def signs(size: Size, rng: np.random.Generator) -> dict[str, np.ndarray]:
@@ -110,9 +107,9 @@ def case(
             "jaxloss": with_jax.loss(getattr(jl, name), role="ours"),
             **peers,
             "textbook": with_jax.loss(mean_of(textbook)),
-            "limit": with_jax.limit(value=lambda p, t: (p * t).sum(), gradient=lambda p, t: p * t),
+            "limit": ENTRYWISE,
         },
-        limit="value: read both inputs; with gradient: read both, write one array",
+        limit=ENTRYWISE_IN_WORDS,
         baseline="textbook" if in_optax is None else "optax",
         bound=bound,
     )
@@ -123,9 +120,9 @@ def textbook_cosine(p: jax.Array, t: jax.Array) -> jax.Array:
 
 
 CASES = [
-    case("squared_error", ENTRIES, real, squared_rows, lambda p, t: (p - t) ** 2, optax.squared_error),
-    case("absolute_error", ENTRIES, real, absolute_rows, lambda p, t: jnp.abs(p - t)),
-    case("log_cosh", ENTRIES, real, log_cosh_rows, lambda p, t: jnp.log(jnp.cosh(p - t)), optax.log_cosh),
+    case("squared_error", ENTRIES, real_targets, squared_rows, lambda p, t: (p - t) ** 2, optax.squared_error),
+    case("absolute_error", ENTRIES, real_targets, absolute_rows, lambda p, t: jnp.abs(p - t)),
+    case("log_cosh", ENTRIES, real_targets, log_cosh_rows, lambda p, t: jnp.log(jnp.cosh(p - t)), optax.log_cosh),
     case("hinge", ENTRIES, signs, hinge_rows, lambda s, y: jnp.maximum(1 - s * y, 0), optax.hinge_loss),
     case(
         "binary_cross_entropy",
@@ -151,5 +148,5 @@ CASES = [
         lambda log_p, t: (t * (jnp.log(t) - log_p)).sum(-1),
         optax.kl_divergence,
     ),
-    case("cosine_distance", ROWS, real, cosine_rows, textbook_cosine, optax.cosine_distance, 3.0),
+    case("cosine_distance", ROWS, real_targets, cosine_rows, textbook_cosine, optax.cosine_distance, 3.0),
 ]

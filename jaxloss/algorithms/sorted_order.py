@@ -10,7 +10,7 @@ from jax import lax
 
 from jaxloss.core.types import Array
 
-__all__ = ["dense_grades", "ends", "inverse", "iota", "partitioned", "starts", "taken"]
+__all__ = ["dense_grades", "ends", "inverse", "iota", "lasts", "partitioned", "starts", "taken"]
 
 
 def iota(like: Array) -> Array:
@@ -41,11 +41,15 @@ def starts(first: Array) -> Array:
     return lax.cummax(jnp.where(first, iota(first), 0), axis=first.ndim - 1)
 
 
+def lasts(first: Array) -> Array:
+    """Which items end a run, from which items begin one."""
+    return jnp.concatenate([first[..., 1:], jnp.ones_like(first[..., :1])], axis=-1)
+
+
 def ends(first: Array) -> Array:
     """Where each item's run ends, its last item counted in."""
     size = first.shape[-1]
-    last = jnp.concatenate([first[..., 1:], jnp.ones_like(first[..., :1])], axis=-1)
-    return lax.cummin(jnp.where(last, iota(first), size - 1), axis=first.ndim - 1, reverse=True)
+    return lax.cummin(jnp.where(lasts(first), iota(first), size - 1), axis=first.ndim - 1, reverse=True)
 
 
 def partitioned(first: Array, bit: Array) -> Array:

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxloss.algorithms import sorted_sums
-from jaxloss.algorithms.sorted_order import dense_grades, ends, inverse, iota, partitioned, starts, taken
+from jaxloss.algorithms.sorted_order import dense_grades, ends, inverse, iota, lasts, partitioned, starts, taken
 from jaxloss.core.numerics import subtract
 from jaxloss.core.types import Array
 
@@ -130,9 +130,8 @@ def _begins(group: Array) -> Array:
 
 def _added(kind: Kind, carry: _Carry, ordered: Array, margin: Array, bit: Array) -> _Carry:
     first = _begins(carry.grade >> (bit + 1))
-    last = jnp.concatenate([first[..., 1:], jnp.ones_like(first[..., :1])], axis=-1)
     upper = ((carry.grade >> bit) & 1) > 0
-    level = _Level(taken(ordered, carry.place), carry.real & upper, carry.real & ~upper, first, last)
+    level = _Level(taken(ordered, carry.place), carry.real & upper, carry.real & ~upper, first, lasts(first))
     value, slope = _logistic(level) if kind == "logistic" else _hinge(level, margin, squared=kind == "squared_hinge")
     pull = jnp.where(level.upper, -slope, 0)
     return carry._replace(value=carry.value + value, slope=carry.slope + slope, pull=carry.pull + pull)

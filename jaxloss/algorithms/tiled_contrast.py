@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -35,8 +35,6 @@ __all__ = [
     "ready",
     "unlike",
 ]
-
-T = TypeVar("T")
 
 _TILE = 2**21  # similarities of a tile; no more than that are not worth a loop
 _SHORTEST = 128  # rows of a tile: each adds to the whole gradient of the columns
