@@ -149,12 +149,16 @@ def main(words: list[str]) -> int:
             print("\n".join(wrong))
             return 1
         print(f"the tests pass without a defect ({time.perf_counter() - start:.0f} s)", flush=True)
-        caught = 0
+        survivors = []
         for mutant, (found, seconds) in zip(mutants, pool.map(verdict, mutants), strict=True):
-            caught += found == "caught"
-            print(f"{found:8} {seconds:5.1f} s  {mutant.file}: {mutant.what}", flush=True)
-    print(f"{len(mutants)} planted, {caught} caught, in {time.perf_counter() - start:.0f} s")
-    return 0 if caught == len(mutants) else 1
+            line = f"{found:8} {seconds:5.1f} s  {mutant.file}: {mutant.what}"
+            print(line, flush=True)
+            if found != "caught":
+                survivors.append(line)
+    caught = len(mutants) - len(survivors)
+    # Once more at the end: hundreds of lines stand between, and logs are often kept by their last ones only.
+    print("\n".join([f"{len(mutants)} planted, {caught} caught, in {time.perf_counter() - start:.0f} s", *survivors]))
+    return 1 if survivors else 0
 
 
 if __name__ == "__main__":
