@@ -17,7 +17,8 @@ ENGINES = ("alignment", "contrastive", "sequence", "vocabulary")
 
 def rows():
     """Left out by default: half formats, and float64 of engines and of a loss's further rows."""
-    seen = {entry.name for entry in jl.catalogue.entries() if entry.family in ENGINES}
+    # Not asked of the catalogue: what is wrong with a card is to fail a test, not to keep the tests from being found.
+    seen = {case.name for case in CASES if case.loss.__module__.rpartition(".")[2] in ENGINES}
     for case in CASES:
         name = f"{case.name}-{'-'.join(case.axes.values())}"
         for dtype in DTYPES:
