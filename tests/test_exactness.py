@@ -315,6 +315,18 @@ def test_soft_label_rows(kind):
             assert all(abs(float(g) - w) <= 4e-7 * scale for g, w in zip(slope[i], want, strict=True))
 
 
+def test_what_a_soft_target_leaves_to_the_others_keeps_its_digits():
+    """A sure row, and 1e-7 of the target elsewhere: the slope at the top is that share, which 1 - t_top has not."""
+    z, t = np.float32([[60, 0, -3, 1]]), np.float32([[1, 3e-8, 0, 7e-8]])
+    slope = jax.grad(lambda z: jl.softmax_cross_entropy_with_soft_labels(z, t, reduction="sum"))(z)
+
+    def formula(row):
+        return mp.fsum(mpf(float(w)) * (log_sum_exp(row) - a) for w, a in zip(t[0], row, strict=True))
+
+    for got, want in zip(slope[0], partials(formula, as_mp(z[0])), strict=True):
+        assert ulps(got, want) <= 4, (got, mp.nstr(want, 12))
+
+
 def sparsemax_formula(row, label):
     """Sort, threshold, and the definition: in 120 digits nothing cancels."""
     finite = sorted((a for a in row if a != -mp.inf), reverse=True)

@@ -162,7 +162,7 @@ def _in_groups(term: Callable[[Array], Array], grouped: Array, labels: Array, ax
     return rest + jnp.sum(jnp.where(is_label(sums, group, axis), 0, sums), axis=axis)
 
 
-# The maximum, exp(z_label - max), and the sum of the others' exp(z - max).
+# The maximum, exp(z_label - max) or the maximum's place, and the sum of the others' exp(z - max).
 _Parts = tuple[Array, Array, Array]
 
 
@@ -206,12 +206,53 @@ def _label_nll_rule(axis: int, primals: Sequence[Any], tangents: Sequence[Any]) 
 _label_nll.defjvp(_label_nll_rule, symbolic_zeros=True)
 
 
+def _a_top(z: Array, m: Array, axis: int) -> Array:
+    """The place of a maximum of each row (of the first one); `axis` is consumed."""
+    if z.shape[axis] >= 2**24:  # float32 would not count so far
+        return jnp.argmax(z, axis=axis).astype(jnp.int32)
+    # The smallest place + distance from the maximum, much magnified: XLA's CPU takes ten times as long for an argmax.
+    # What it shares between two reductions it writes out, [..., C], be it m - z or a number that both broadcast: so
+    # quarters are compared here, z + (-m) is the value's, z - m the exponentials', and no two constants are equal.
+    # (A class within 1e-30 of the maximum may be taken for it: its exponential is 1 too.)
+    x = widen(z)
+    below = jnp.expand_dims(m * 0.25, axis) - x * 0.25
+    magnified = below * (1 / float(jnp.finfo(x.dtype).tiny))
+    place = lax.broadcasted_iota(x.dtype, z.shape, axis)
+    return jnp.min(magnified + place, axis=axis, initial=jnp.inf).astype(jnp.int32)
+
+
+def _top_parts(z: Array, axis: int) -> _Parts:
+    """The maximum, its place, and the sum of the others' exp(z - m); `axis` is consumed."""
+    m = jnp.squeeze(_maximum(z, axis), axis)
+    top = _a_top(lax.stop_gradient(z), m, axis)
+    return m, top, _others(z, top, m, axis)
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(2,))
+def _at_top(z: Array, top: Array, axis: int) -> Array:
+    """exp(z_top - max z), which is 1 and has a slope."""
+    return (0 * top + 1).astype(widen(z).dtype)
+
+
+@_at_top.defjvp
+def _at_top_rule(axis: int, primals: tuple[Array, Array], tangents: tuple[Array, Array]) -> tuple[Array, Array]:
+    (z, top), (dz, _) = primals, tangents
+    own = _at_top(z, top, axis)
+    return own, own * jnp.squeeze(widen(take_label(dz, top, axis)), axis)
+
+
 @functools.partial(jax.custom_jvp, nondiff_argnums=(2,))
 def soft_label_nll(z: Array, t: Array, axis: int) -> Array:
     """sum over `axis` of t_j (logsumexp(z) - z_j), for t >= 0 of any sum; t_j = 0 removes z_j = -inf."""
-    each = _from_max(widen(z), _maximum(z, axis)) + _log_normalizer(z, axis)
+    m, _, rest = _top_parts(z, axis)
+    from_max = widen(z) + jnp.expand_dims(-m, axis)
+    # Each entry is log(1 + rest) - from_max >= 0. inf * 0 is nan: see _wrong_side_part.
+    largest = float(jnp.finfo(from_max.dtype).max)
+    most = jnp.maximum(from_max, -largest)
+    lacking = jnp.maximum(from_max - most, -largest)
     t = widen(t)
-    return jnp.sum(jnp.where(t == 0, 0, t * each), axis=axis)
+    total = jnp.sum((jnp.expand_dims(log1p(rest), axis) - most) * t - (lacking * t) * largest, axis=axis)
+    return jnp.where(jnp.sum(t, axis=axis) == 0, 0, total)  # also where nothing but -inf stands beside no target
 
 
 def _soft_label_nll_rule(axis: int, primals: Sequence[Any], tangents: Sequence[Any]) -> tuple[Array, Array]:
@@ -228,13 +269,27 @@ def _soft_label_nll_rule(axis: int, primals: Sequence[Any], tangents: Sequence[A
 
 def _soft_label_gradient(z: Array, t: Array, axis: int) -> Array:
     """sum(t) softmax(z) - t."""
-    e, below, tops = _exponentials(z, axis)
-    is_top = widen(z) == _maximum(z, axis)
-    mass = jnp.sum(t, axis=axis, keepdims=True)
-    # At the one maximum p = 1 - below / sum, and sum(t) - t_j is what the others hold: neither needs a difference.
-    held = jnp.sum(jnp.where(is_top, 0, t), axis=axis, keepdims=True)
-    alone = is_top & (jnp.sum(is_top, axis=axis, keepdims=True) == 1)
-    return jnp.where(alone, held - mass * (below / (below + tops)), mass * (e / (below + tops)) - t)
+    m, top, rest = _top_parts(z, axis)
+    held = jnp.where(rest < 1, _held_by_others(t, top, axis), 0)
+    mass = jnp.sum(t, axis=axis)
+    # Where the top has most of the weight p = 1 - rest / sum: neither that nor sum(t) - t_j needs a difference.
+    normalizer = _at_top(z, top, axis) + rest
+    scale, at_top = mass / normalizer, 16 * held - mass * (rest / normalizer)
+    m, scale, at_top, sure = (jnp.expand_dims(part, axis) for part in (m, scale, at_top, rest < 1))
+    e = _exp_below(widen(lax.optimization_barrier(z)), m)
+    return jnp.where(is_label(z, top, axis) & sure, at_top, scale * e - t)
+
+
+def _held_by_others(t: Array, top: Array, axis: int) -> Array:
+    """A sixteenth of what all classes but the top hold of t; `axis` is consumed."""
+    if t.shape[axis] >= 2**20:  # float32 would not count so far in eighths
+        return jnp.sum(jnp.where(is_label(t, top, axis), 0, t), axis=axis) / 16
+    # By the distance from the top less 1/8, which shares nothing with the plain one in the exponentials' sum: see
+    # _a_top. The factor of 16 is the caller's, behind its select: at once behind the sum it would take four times as
+    # long.
+    place = lax.broadcasted_iota(t.dtype, t.shape, axis)
+    steps = jnp.abs(place - jnp.expand_dims(top.astype(t.dtype) - 0.125, axis))
+    return jnp.sum(t * jnp.minimum(steps - 0.125, 0.0625), axis=axis)
 
 
 soft_label_nll.defjvp(_soft_label_nll_rule, symbolic_zeros=True)
