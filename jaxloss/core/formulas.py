@@ -246,13 +246,16 @@ def soft_label_nll(z: Array, t: Array, axis: int) -> Array:
     """sum over `axis` of t_j (logsumexp(z) - z_j), for t >= 0 of any sum; t_j = 0 removes z_j = -inf."""
     m, _, rest = _top_parts(z, axis)
     from_max = widen(z) + jnp.expand_dims(-m, axis)
-    # Each entry is log(1 + rest) - from_max >= 0. inf * 0 is nan: see _wrong_side_part.
+    # sum(t) log(1 + rest) - sum(t from_max): two terms >= 0. inf * 0 is nan: see _wrong_side_part.
     largest = float(jnp.finfo(from_max.dtype).max)
     most = jnp.maximum(from_max, -largest)
     lacking = jnp.maximum(from_max - most, -largest)
     t = widen(t)
-    total = jnp.sum((jnp.expand_dims(log1p(rest), axis) - most) * t - (lacking * t) * largest, axis=axis)
-    return jnp.where(jnp.sum(t, axis=axis) == 0, 0, total)  # also where nothing but -inf stands beside no target
+    mass = jnp.sum(t, axis=axis)
+    # Without targets 0, also where nothing but -inf stands beside them. Each select stands directly behind its sum,
+    # where anything else would be computed in the sum's own kernel, four times as slowly.
+    moved = jnp.where(mass == 0, 0, jnp.sum(most * t + (lacking * t) * largest, axis=axis))
+    return jnp.where(mass == 0, 0, mass * log1p(rest)) - moved
 
 
 def _soft_label_nll_rule(axis: int, primals: Sequence[Any], tangents: Sequence[Any]) -> tuple[Array, Array]:
@@ -285,8 +288,7 @@ def _held_by_others(t: Array, top: Array, axis: int) -> Array:
     if t.shape[axis] >= 2**20:  # float32 would not count so far in eighths
         return jnp.sum(jnp.where(is_label(t, top, axis), 0, t), axis=axis) / 16
     # By the distance from the top less 1/8, which shares nothing with the plain one in the exponentials' sum: see
-    # _a_top. The factor of 16 is the caller's, behind its select: at once behind the sum it would take four times as
-    # long.
+    # _a_top. The factor of 16 is the caller's, behind its select: see soft_label_nll.
     place = lax.broadcasted_iota(t.dtype, t.shape, axis)
     steps = jnp.abs(place - jnp.expand_dims(top.astype(t.dtype) - 0.125, axis))
     return jnp.sum(t * jnp.minimum(steps - 0.125, 0.0625), axis=axis)
