@@ -4,6 +4,7 @@ jl.huber, jl.softmax_cross_entropy, ...      the losses, flat; `jl.catalogue` li
 jl.viterbi, jl.chain_marginals, jl.ctc_alignment, jl.linear_log_probability
                                              what their losses' models say: paths, marginals, log-probabilities
 jl.make_train_step(loss_fn, optimizer)       one step for any of them and any optax optimizer
+jl.metrics                                   accuracy, F-beta, ROC-AUC, calibration, NDCG, ...: mergeable
 jl.train                                     the loop, checkpoints, learning-rate finder and diagnosis around it
 jl.frames, jl.compiled, jl.reduce, jl.Mean   what a loss of your own is made of
 jl.check, jl.checked                         are these values legal? eagerly, or inside jit
@@ -11,6 +12,7 @@ jaxloss.testing.check_loss                   your own loss under every law
 """
 
 from jaxloss import catalogue as catalogue
+from jaxloss import metrics as metrics
 from jaxloss import train as train
 from jaxloss._version import __version__ as __version__
 from jaxloss.algorithms.ctc import ctc_alignment as ctc_alignment

@@ -7,9 +7,12 @@ the code under test.
 import numpy as np
 from cases_alignment import CASES as ALIGNMENT
 from cases_contrastive import CASES as CONTRASTIVE
+from cases_embedding import CASES as EMBEDDING
 from cases_language import CASES as LANGUAGE
 from cases_ranking import CASES as RANKING
+from cases_ranking_surrogates import CASES as RANKING_SURROGATES
 from cases_sequence import CASES as SEQUENCE
+from cases_sorted import CASES as SORTED
 from cases_transducer import CASES as TRANSDUCER
 from cases_vocabulary import CASES as VOCABULARY
 
@@ -280,10 +283,13 @@ CASES = (
     Case(jl.token_nll, token_nll, shapes={"logits": "NTV", "labels": "NT"}),
     Case(jl.token_nll, token_nll, shapes={"logits": "NTV", "labels": "NT", "lengths": "N"}),
     *RANKING,
+    *RANKING_SURROGATES,
     *ALIGNMENT,
     *CONTRASTIVE,
+    *EMBEDDING,
     *TRANSDUCER,
     *VOCABULARY,
     *LANGUAGE,
     *SEQUENCE,
+    *SORTED,
 )

@@ -287,7 +287,7 @@ def test_find_among_the_real_losses(query, first):
 
 
 @pytest.mark.parametrize(
-    ("query", "family"), [("ranking", "ranking"), ("contrastive", "contrastive"), ("listnet", "ranking")]
+    ("query", "family"), [("ranking", "ranking"), ("supervised contrastive", "contrastive"), ("listnet", "ranking")]
 )
 def test_find_leads_into_the_right_family(query, family):
     assert catalogue.find(query)[0].family == family

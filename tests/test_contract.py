@@ -12,7 +12,18 @@ def test_every_public_loss_has_a_case():
 
 
 # The tests of their engines compare in float64 by themselves.
-ENGINES = ("alignment", "contrastive", "sequence", "vocabulary")
+ENGINES = (
+    "alignment",
+    "contrastive",
+    "embedding",
+    "geometry",
+    "margin",
+    "probabilistic",
+    "segmentation",
+    "sequence",
+    "transport",
+    "vocabulary",
+)
 
 
 def rows():

@@ -25,7 +25,7 @@ FLOORS = {
     "core": {"core"},
     "algorithms": {"core", "algorithms"},
     "losses": {"core", "algorithms", "losses"},
-    "metrics": {"core", "algorithms"},
+    "metrics": {"core", "algorithms", "metrics"},
     "catalogue": {"core", "losses"},
     "checks": {"core", "catalogue"},
     "testing": {"core", "catalogue"},

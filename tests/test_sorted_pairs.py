@@ -1,6 +1,6 @@
 """The sorted forms of the pairwise losses against all pairs, one by one, in float64.
 
-python tests/test_sorted_pairs.py       prints the polynomials that jaxloss/algorithms/sorted_sums.py holds
+python tests/test_sorted_pairs.py       prints the polynomials of jaxloss/algorithms/sorted_sums.py, sorted_sigmoids.py
 """
 
 import functools
@@ -14,7 +14,7 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import jaxloss as jl
-from jaxloss.algorithms import sorted_sums
+from jaxloss.algorithms import sorted_sigmoids, sorted_sums
 from jaxloss.algorithms.sorted_pairs import pair_total
 from jaxloss.core.frames import pairwise
 from jaxloss.losses import ranking
@@ -22,7 +22,11 @@ from jaxloss.losses import ranking
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 KINDS = ("hinge", "squared_hinge", "logistic")
-FITS = {"LOG1P": lambda u: mp.log1p(u) / u if u else mp.mpf(1), "RECIPROCAL": lambda u: 1 / (1 + u)}
+FITS = {
+    "LOG1P": (sorted_sums.LOG1P, lambda u: mp.log1p(u) / u if u else mp.mpf(1)),
+    "RECIPROCAL": (sorted_sums.RECIPROCAL, lambda u: 1 / (1 + u)),
+    "RECIPROCAL_SQUARED": (sorted_sigmoids.RECIPROCAL_SQUARED, lambda u: 1 / (1 + u) ** 2),
+}
 
 
 def polynomial(f, terms):
@@ -51,8 +55,9 @@ def polynomial(f, terms):
 
 @pytest.mark.parametrize("name", FITS)
 def test_the_polynomials_are_what_they_say(name):
-    for row, bound in zip(getattr(sorted_sums, name), (6e-8, 5e-17), strict=True):
-        want, error = polynomial(FITS[name], len(row))
+    table, function = FITS[name]
+    for row, bound in zip(table, (6e-8, 5e-17), strict=True):
+        want, error = polynomial(function, len(row))
         np.testing.assert_allclose(row, want, rtol=1e-14)
         assert error < bound
 
@@ -249,7 +254,7 @@ def test_no_lists_at_all():
 
 
 if __name__ == "__main__":
-    for name, f in FITS.items():
-        for terms in (10, 22):
-            row, error = polynomial(f, terms)
+    for name, (table, function) in FITS.items():
+        for terms in map(len, table):
+            row, error = polynomial(function, terms)
             print(f"{name}, {terms} terms, relative error {mp.nstr(error, 2)}:", *row, sep="\n    ")

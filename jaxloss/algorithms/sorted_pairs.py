@@ -12,7 +12,7 @@ polynomial in exp(-|difference|) (`sorted_sums.py`).
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 import jax
@@ -24,7 +24,7 @@ from jaxloss.algorithms.sorted_order import dense_grades, ends, inverse, iota, l
 from jaxloss.core.numerics import subtract
 from jaxloss.core.types import Array
 
-__all__ = ["pair_total"]
+__all__ = ["Level", "assigned", "by_levels", "pair_total"]
 
 Kind: TypeAlias = Literal["hinge", "squared_hinge", "logistic"]
 
@@ -41,7 +41,7 @@ def pair_total(
     return _total(kind, scores, width, grade, valid), count.astype(scores.dtype)
 
 
-class _Level(NamedTuple):
+class Level(NamedTuple):
     """The items in order of (group, score), where the upper and the lower items of a group make pairs."""
 
     score: Array
@@ -49,6 +49,7 @@ class _Level(NamedTuple):
     lower: Array
     first: Array  # bool: begins a group
     last: Array
+    place: Array  # where the item stands in the order by score alone
 
 
 class _Carry(NamedTuple):
@@ -95,20 +96,33 @@ def _sweep_rule(kind: Kind, primals: Sequence[Any], tangents: Sequence[Any]) -> 
 
 def _swept(kind: Kind, scores: Array, margin: Array, grade: Array, valid: Array) -> tuple[Array, Array, Array]:
     """Each list's total, its slope in every score, and its slope in the margin."""
-    axis = scores.ndim - 1
-    _, order = lax.sort((lax.stop_gradient(scores), iota(grade)), dimension=axis, num_keys=1)
+    _, order = lax.sort((lax.stop_gradient(scores), iota(grade)), dimension=scores.ndim - 1, num_keys=1)
+
+    def of_level(level: Level) -> tuple[Array, Array]:
+        return _logistic(level) if kind == "logistic" else _hinge(level, margin, squared=kind == "squared_hinge")
+
+    return by_levels(of_level, scores, order, grade, valid)
+
+
+def by_levels(
+    of_level: Callable[[Level], tuple[Array, Array]], scores: Array, order: Array, grade: Array, valid: Array
+) -> tuple[Array, Array, Array]:
+    """Each list's total, its slope in every score, and minus the slope in the scores of the upper items together.
+
+    `of_level` gives each item's value and slope from the pairs of one bit of the grades; `order` sorts the scores.
+    """
     ordered = taken(scores, order)
     zero = (0 * grade).astype(scores.dtype)
     start = _Carry(iota(grade), taken(grade, order), taken(valid, order), zero, zero, zero)
     deepest = max(scores.shape[-1] - 1, 1).bit_length() - 1
 
-    def at_level(carry: _Carry, bit: Array) -> tuple[_Carry, None]:
+    def at_bit(carry: _Carry, bit: Array) -> tuple[_Carry, None]:
         above = carry.grade >> (bit + 1)
         carry = lax.cond(jnp.any(above > 0), lambda c: _regrouped(c, bit), _same, carry)
         split = jnp.any((carry.grade >> bit) > 0)
-        return lax.cond(split, lambda c: _added(kind, c, ordered, margin, bit), _same, carry), None
+        return lax.cond(split, lambda c: _added(of_level, c, ordered, bit), _same, carry), None
 
-    done, _ = lax.scan(at_level, start, jnp.arange(deepest, -1, -1))
+    done, _ = lax.scan(at_bit, start, jnp.arange(deepest, -1, -1))
     total, pull = jnp.sum(done.value, axis=-1), jnp.sum(done.pull, axis=-1)
     return total, taken(done.slope, inverse(taken(order, done.place))), pull
 
@@ -128,16 +142,17 @@ def _begins(group: Array) -> Array:
     return jnp.concatenate([jnp.ones_like(group[..., :1], bool), ahead], axis=-1)
 
 
-def _added(kind: Kind, carry: _Carry, ordered: Array, margin: Array, bit: Array) -> _Carry:
+def _added(of_level: Callable[[Level], tuple[Array, Array]], carry: _Carry, ordered: Array, bit: Array) -> _Carry:
     first = _begins(carry.grade >> (bit + 1))
     upper = ((carry.grade >> bit) & 1) > 0
-    level = _Level(taken(ordered, carry.place), carry.real & upper, carry.real & ~upper, first, lasts(first))
-    value, slope = _logistic(level) if kind == "logistic" else _hinge(level, margin, squared=kind == "squared_hinge")
+    kinds = carry.real & upper, carry.real & ~upper
+    level = Level(taken(ordered, carry.place), *kinds, first, lasts(first), carry.place)
+    value, slope = of_level(level)
     pull = jnp.where(level.upper, -slope, 0)
     return carry._replace(value=carry.value + value, slope=carry.slope + slope, pull=carry.pull + pull)
 
 
-def _reach(level: _Level, margin: Array) -> Array:
+def _reach(level: Level, margin: Array) -> Array:
     """How many places an item's active pairs reach: down the order from an upper item, up from a lower one."""
     x, room_down, room_up = lax.stop_gradient(level.score), starts(level.first), ends(level.first)
     here = iota(level.first)
@@ -157,7 +172,7 @@ def _reach(level: _Level, margin: Array) -> Array:
     return way * lax.fori_loop(0, steps, longer, 0 * here)
 
 
-def _hinge(level: _Level, margin: Array, *, squared: bool) -> tuple[Array, Array]:
+def _hinge(level: Level, margin: Array, *, squared: bool) -> tuple[Array, Array]:
     x = level.score
     kinds = jnp.stack([level.upper, level.lower]).astype(x.dtype)
     (below, _), (above, _) = sorted_sums.both_ways(x, kinds, level.first, level.last, degree=2 if squared else 1)
@@ -173,10 +188,10 @@ def _hinge(level: _Level, margin: Array, *, squared: bool) -> tuple[Array, Array
         size = 2 * (distance + rest * count)
     else:
         value, size = distance + rest * count, count
-    return _assigned(level, value, -size, size)
+    return assigned(level, value, -size, size)
 
 
-def _logistic(level: _Level) -> tuple[Array, Array]:
+def _logistic(level: Level) -> tuple[Array, Array]:
     x = level.score
     kinds = jnp.stack([level.upper, level.lower]).astype(x.dtype)
     below, above = sorted_sums.both_ways(
@@ -188,10 +203,10 @@ def _logistic(level: _Level) -> tuple[Array, Array]:
     low, high = (sorted_sums.series(sums, sorted_sums.RECIPROCAL) for _, sums in (below, above))
     of_upper = -(above[0][0][1] - high[1] + low[1])
     of_lower = below[0][0][0] - low[0] + high[0]
-    return _assigned(level, value, of_upper, of_lower)
+    return assigned(level, value, of_upper, of_lower)
 
 
-def _assigned(level: _Level, value: Array, of_upper: Array, of_lower: Array) -> tuple[Array, Array]:
+def assigned(level: Level, value: Array, of_upper: Array, of_lower: Array) -> tuple[Array, Array]:
     """A pair's value is counted at its upper item, its slope at both."""
     slope = jnp.where(level.upper, of_upper, jnp.where(level.lower, of_lower, 0))
     return jnp.where(level.upper, value, 0), slope

@@ -8,7 +8,8 @@ whose rounding would grow with the number of items in it.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple, TypeAlias, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +17,7 @@ from jax import lax
 
 from jaxloss.core.types import Array
 
-__all__ = ["LOG1P", "RECIPROCAL", "both_ways", "series", "terms"]
+__all__ = ["LOG1P", "RECIPROCAL", "Table", "both_ways", "running", "series", "terms"]
 
 # log(1 + u) / u and 1 / (1 + u) on [0, 1] as polynomials in u, the Chebyshev interpolants: relative errors 4.8e-9 and
 # 5.3e-8 for float32, 1.5e-18 and 3.5e-17 for float64. Printed by tests/test_sorted_pairs.py.
@@ -111,12 +112,16 @@ class _Run(NamedTuple):
     decayed: Array  # [K, C, ..., L]: sums of w exp(-k distance)
 
 
+Table: TypeAlias = tuple[tuple[float, ...], tuple[float, ...]]  # for float32 and for float64
+Run = TypeVar("Run")
+
+
 def terms(dtype: jnp.dtype) -> int:
     """How many exponential sums a polynomial above needs."""
     return len(LOG1P[dtype == jnp.float64])
 
 
-def series(sums: Array, table: tuple[tuple[float, ...], tuple[float, ...]]) -> Array:
+def series(sums: Array, table: Table) -> Array:
     """The polynomial's u p(u), summed over items: from the sums of u, u^2, ... along the first axis."""
     # Term by term: XLA's CPU (jax 0.10) sums long arrays along their first axis wrongly, and a matrix product would be
     # rounded to three digits on some devices.
@@ -141,15 +146,15 @@ def both_ways(
     # A group may begin below the end of the last one: its sums are not wanted, and would overflow.
     gap = jnp.concatenate([0 * x[..., :1], jnp.where(first[..., 1:], 0, x[..., 1:] - x[..., :-1])], axis=-1)
     many = jnp.broadcast_to(weights[None], (exponentials, *weights.shape))
-    done = _summed(_Run(first, gap, (weights, *(0 * weights for _ in range(degree))), many))
+    done = running(_Run(first, gap, (weights, *(0 * weights for _ in range(degree))), many), _joined)
     ahead = tuple(m[:, 0] for m in done.moments), done.decayed[:, :, 0]
     back = tuple(jnp.flip(m[:, 1], -1) for m in done.moments), jnp.flip(done.decayed[:, :, 1], -1)
     return ahead, back
 
 
-def _summed(items: _Run) -> _Run:
-    """Each item joined with all before it."""
-    size = items.length.shape[-1]
+def running(items: Run, joined: Callable[[Run, Run], Run]) -> Run:
+    """Each item joined with all before it: `items` is a tree of arrays [..., L], `joined` acts on it entry by entry."""
+    size = jax.tree.leaves(items)[0].shape[-1]
     blocks = -(-size // _ITEMS_AT_A_TIME)
     width = _ITEMS_AT_A_TIME if blocks > 1 else size
 
@@ -158,15 +163,16 @@ def _summed(items: _Run) -> _Run:
         padded = jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, blocks * width - size)])
         return jnp.moveaxis(padded.reshape(*x.shape[:-1], blocks, width), -1, 0)
 
-    def joined_on(run: _Run, item: _Run) -> tuple[_Run, _Run]:
-        longer = _joined(run, item)
+    def joined_on(run: Run, item: Run) -> tuple[Run, Run]:
+        longer = joined(run, item)
         return longer, longer
 
     parts = jax.tree.map(in_blocks, items)
     whole, within = lax.scan(joined_on, jax.tree.map(lambda x: _nothing(x[0]), parts), parts)
     if blocks > 1:
-        before = jax.tree.map(lambda x: jnp.concatenate([_nothing(x[..., :1]), x[..., :-1]], axis=-1), _summed(whole))
-        within = jax.vmap(_joined, in_axes=(None, 0))(before, within)
+        ahead = running(whole, joined)
+        before = jax.tree.map(lambda x: jnp.concatenate([_nothing(x[..., :1]), x[..., :-1]], axis=-1), ahead)
+        within = jax.vmap(joined, in_axes=(None, 0))(before, within)
     return jax.tree.map(lambda x: jnp.moveaxis(x, 0, -1).reshape(*x.shape[1:-1], blocks * width)[..., :size], within)
 
 

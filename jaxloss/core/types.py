@@ -71,6 +71,7 @@ Logit = Annotated[ArrayLike, Domain("logit", low_closed=True)]
 BinaryLogit = Annotated[ArrayLike, Domain("binary logit", low_closed=True, high_closed=True)]
 LogProbability = Annotated[ArrayLike, Domain("log-probability", high=0.0, low_closed=True, high_closed=True)]
 Sign = Annotated[ArrayLike, Domain("sign", low=-1.0, high=1.0, points=(-1.0, 1.0))]
+Binary = Annotated[ArrayLike, Domain("binary", low=0.0, high=1.0, points=(0.0, 1.0))]
 Label = Annotated[ArrayLike, ClassIndex()]
 VocabularyLabel = Annotated[ArrayLike, ClassIndex(beside_scores=False)]  # of a kernel's classes, not of scores' entries
 Lengths = Annotated[ArrayLike | None, Length()]
@@ -86,6 +87,6 @@ Reduction = Literal["mean", "sum", "none", "partial"]
 AxisName = str | tuple[str, ...] | None
 
 # Arrays of these names come from a data set, not from a model: integers and booleans are taken as numbers.
-OBSERVED = frozenset({"targets", "relevance", "signs", "counts", "times", "events"})
+OBSERVED = frozenset({"targets", "relevance", "signs", "counts", "times", "events", "is_same"})
 # Arrays of these names are indices, and must be integer.
 INDICES = frozenset({"labels"})

@@ -5,9 +5,16 @@ from jaxloss.losses.binary import *
 from jaxloss.losses.contrastive import *
 from jaxloss.losses.divergence import *
 from jaxloss.losses.embedding import *
+from jaxloss.losses.geometry import *
 from jaxloss.losses.language import *
+from jaxloss.losses.margin import *
 from jaxloss.losses.multiclass import *
+from jaxloss.losses.probabilistic import *
 from jaxloss.losses.ranking import *
+from jaxloss.losses.ranking_surrogates import *
 from jaxloss.losses.regression import *
+from jaxloss.losses.segmentation import *
 from jaxloss.losses.sequence import *
+from jaxloss.losses.transport import *
 from jaxloss.losses.vocabulary import *
+from jaxloss.losses.wrappers import *

@@ -3,15 +3,172 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Mapping
+from typing import Literal
 
+import chex
+import jax
 import jax.numpy as jnp
 
+from jaxloss.algorithms.linear_blocks import in_auto_mode
+from jaxloss.algorithms.mined_triplets import of_anchors
+from jaxloss.algorithms.tiled_contrast import Marks, alike, log_sum, of_rows, plan_for, ready, unlike
+from jaxloss.core import inputs
 from jaxloss.core.compiled import compiled
-from jaxloss.core.frames import eventwise
-from jaxloss.core.numerics import absolute, norm, scale_exponent, widen
-from jaxloss.core.types import Array, Mask, Positive, Real, Reduction, Weights
+from jaxloss.core.demand import demand
+from jaxloss.core.formulas import softplus
+from jaxloss.core.frames import Everyone, batchwise, eventwise
+from jaxloss.core.numerics import absolute, norm, scale_exponent, unit, widen
+from jaxloss.core.reduction import admit_mask, reduce
+from jaxloss.core.types import (
+    Array,
+    ArrayLike,
+    AxisName,
+    Binary,
+    Label,
+    Mask,
+    NonNegative,
+    Positive,
+    Real,
+    Reduction,
+    Sign,
+    Weights,
+)
 
-__all__ = ["triplet_margin"]
+__all__ = ["contrastive_pair", "cosine_embedding", "mined_triplet", "multi_similarity", "triplet_margin"]
+
+
+def _of_pairs(
+    formula: Callable[..., Array],
+    *,
+    x: ArrayLike,
+    y: ArrayLike,
+    beside: Mapping[str, ArrayLike],
+    scalars: Mapping[str, ArrayLike],
+    axis: int,
+    where: Mask,
+    weights: Weights,
+    reduction: Reduction,
+) -> Array:
+    """A frame: one value per pair of vectors and what is known of it, [..., D], [..., D], [...] -> [...]."""
+    named = inputs.admitted({"x": x, "y": y, **beside})
+    full = inputs.assert_one_shape({"x": named["x"], "y": named["y"]})
+    axes = inputs.canonical_axes(axis, full, "x")
+    shape = inputs.without_axes(full, axes)
+    for name in beside:
+        found = list(named[name].shape)
+        message = f"`{name}` {found} must be `x` {list(full)} without its axis {axis}: {list(shape)}"
+        demand(chex.assert_shape, named[name], shape, error=ValueError, message=message)
+    mask = admit_mask("where", where, shape)
+    # Widened once: a vector is used more than once, and its gradients are added before they are rounded.
+    ready = [widen(inputs.neutralised(array, mask, () if name in beside else axes)) for name, array in named.items()]
+    value = formula(*ready, *inputs.as_scalars(scalars, inputs.wide_dtype(named.values())), axis=axes[0])
+    return reduce(value, where=mask, weights=weights, reduction=reduction)
+
+
+@compiled
+def contrastive_pair(
+    x: Real,
+    y: Real,
+    is_same: Binary,
+    *,
+    margin: Positive = 1.0,
+    axis: int = -1,
+    where: Mask = None,
+    weights: Weights = None,
+    reduction: Reduction = "mean",
+) -> Array:
+    """Half the squared distance of pairs that belong together, and of others what they lack to a margin.
+
+        1/2 d^2                      where is_same = 1,   d = |x - y|
+        1/2 max(0, margin - d)^2     where is_same = 0
+
+    Use when pairs are given, each with whether it belongs together: a siamese network.
+
+    Args:
+      x, y: [..., D] real, one shape.
+      is_same: [...] 1 for a pair that belongs together, 0 for another.
+      margin: > 0, in units of distance; pairs that do not belong together count up to here.
+      axis: the axis of the vectors' components.
+      where, weights, reduction: see `jaxloss.reduce`.
+    Returns: squared units of distance, in [0, inf).
+    Gradient: x - y for a pair that belongs together; -max(0, margin - d) along x - y for another, 0 between equal
+      vectors.
+    Peers: sentence_transformers.losses.ContrastiveLoss, tensorflow_addons.losses.ContrastiveLoss (twice as large).
+    Reference: Hadsell, Chopra and LeCun (2006), Dimensionality reduction by learning an invariant mapping, CVPR, eq. 4.
+    """
+
+    def value(x: Array, y: Array, is_same: Array, margin: Array, *, axis: int) -> Array:
+        difference = x - y
+        # Not the square of the norm, whose second derivative at equality would be lost.
+        together = 0.5 * jnp.sum(jnp.square(difference), axis=axis)
+        room = margin - jnp.squeeze(norm(difference, axis), axis)
+        apart = 0.5 * jnp.square(jnp.where(room <= 0, 0, room))
+        return jnp.where(is_same > 0, together, apart)
+
+    return _of_pairs(
+        value,
+        x=x,
+        y=y,
+        beside={"is_same": is_same},
+        scalars={"margin": margin},
+        axis=axis,
+        where=where,
+        weights=weights,
+        reduction=reduction,
+    )
+
+
+@compiled
+def cosine_embedding(
+    x: Real,
+    y: Real,
+    signs: Sign,
+    *,
+    margin: Real = 0.0,
+    axis: int = -1,
+    where: Mask = None,
+    weights: Weights = None,
+    reduction: Reduction = "mean",
+) -> Array:
+    """One minus the cosine of a pair that belongs together; of another, the cosine above a margin.
+
+        1 - cos(x, y)                  where signs = 1
+        max(0, cos(x, y) - margin)     where signs = -1
+
+    Use like `contrastive_pair` when only direction carries meaning.
+
+    Args:
+      x, y: [..., D] real, one shape.
+      signs: [...] 1 for a pair that belongs together, -1 for another.
+      margin: in [-1, 1]; pairs that do not belong together count from this cosine on.
+      axis: the axis of the vectors' components.
+      where, weights, reduction: see `jaxloss.reduce`.
+    Returns: dimensionless, in [0, 2]. The cosine of a zero vector is 0.
+    Gradient: of each vector orthogonal to it, at most 1 / |x| long; 0 where either vector is 0.
+    Peers: torch.nn.CosineEmbeddingLoss, torch.nn.functional.cosine_embedding_loss.
+    Reference: Collobert et al. (2011), Torch7: a MATLAB-like environment for machine learning, BigLearn, NIPS workshop.
+    """
+
+    def value(x: Array, y: Array, signs: Array, margin: Array, *, axis: int) -> Array:
+        u, v = unit(x, axis), unit(y, axis)
+        alive = jnp.any(u != 0, axis=axis) & jnp.any(v != 0, axis=axis)
+        # 1 - cos would have no digit left of a small angle.
+        together = jnp.where(alive, 0.5 * jnp.sum(jnp.square(u - v), axis=axis), 1)
+        excess = jnp.sum(u * v, axis=axis) - margin
+        return jnp.where(signs > 0, together, jnp.where(excess <= 0, 0, excess))
+
+    return _of_pairs(
+        value,
+        x=x,
+        y=y,
+        beside={"signs": signs},
+        scalars={"margin": margin},
+        axis=axis,
+        where=where,
+        weights=weights,
+        reduction=reduction,
+    )
 
 
 def _distance(x: Array, y: Array, p: float, axis: int) -> Array:
@@ -85,3 +242,168 @@ def triplet_margin(
         weights=weights,
         reduction=reduction,
     )
+
+
+@compiled
+def mined_triplet(
+    embeddings: Real,
+    labels: Label,
+    *,
+    margin: Positive | None = 1.0,
+    mining: Literal["all", "hard", "semi_hard"] = "all",
+    average: Literal["active", "all"] = "active",
+    axis_name: AxisName = None,
+    where: Mask = None,
+    weights: Weights = None,
+    reduction: Reduction = "mean",
+) -> Array:
+    """How far each row's negatives fail to be further away than its positives are, by a margin.
+
+        mean over p and n of max(0, d_ap - d_an + margin),   d_ij = |embeddings_i - embeddings_j|,
+        a the row itself, p the other rows of its label, n the rows of other labels
+
+    Use to learn embeddings from class labels: batches hold several rows a class, and what to compare is found there.
+
+    Args:
+      embeddings: [N, D] real, taken as they are: bring them to length 1 before, if the margin is meant for that.
+      labels: [N] integer >= 0; rows of equal label are each other's positives.
+      margin: > 0, in units of distance; None is the soft form, log(1 + exp(d_ap - d_an)), which never ends.
+      mining: "all" triplets; or for each row the farthest positive with the nearest negative ("hard", of equals the
+        first); or each positive with the nearest of the negatives further than it ("semi_hard"), with the farthest
+        negative where none is.
+      average: over a row's triplets of positive value ("active"; a row without one has value 0) or over "all".
+      axis_name: inside `shard_map`, the mesh axes over which rows are spread; () compares local rows only.
+      where: [N] bool; an excluded row is no anchor, no positive and no negative. A weight scales the row's own term.
+      weights, reduction: see `jaxloss.reduce`.
+    Returns: units of distance (soft: nats), in [0, inf), one value a row; a row without a positive or a negative is
+      absent. N rows take O(N^2 (D + log N)) time and O(N^2) memory for "all" and "semi_hard". Distances are summed from
+      differences, and good to a few ulp between near rows far from 0 too. "partial" is marked as coupled.
+    Gradient: for each active triplet the unit vectors along a - p and n - a; 0 between equal rows, and towards the
+      choice of triplets.
+    Peers: sentence_transformers.losses.BatchAllTripletLoss, sentence_transformers.losses.BatchHardTripletLoss,
+      sentence_transformers.losses.BatchHardSoftMarginTripletLoss, tensorflow_addons.losses.TripletSemiHardLoss,
+      tensorflow_addons.losses.TripletHardLoss, pytorch_metric_learning.losses.TripletMarginLoss.
+    Reference: Hermans, Beyer and Leibe (2017), In defense of the triplet loss for person re-identification,
+      arXiv:1703.07737; semi-hard: Schroff, Kalenichenko and Philbin (2015), FaceNet, CVPR.
+    """
+
+    def value(embeddings: Array, labels: Array, margin: Array | None, *, everyone: Everyone) -> tuple[Array, Array]:
+        _assert_labels(embeddings, labels)
+        mine, theirs = _marks(everyone, labels)
+        return of_anchors(mining, average, embeddings, everyone.arrays[0], mine, theirs, margin)
+
+    return batchwise(
+        value,
+        embeddings=_wide(embeddings),
+        labels=labels,
+        axis_name=axis_name,
+        scalars={"margin": margin},
+        where=where,
+        weights=weights,
+        reduction=reduction,
+    )
+
+
+@compiled
+def multi_similarity(
+    embeddings: Real,
+    labels: Label,
+    *,
+    alpha: Positive = 2.0,
+    beta: Positive = 50.0,
+    base: Real = 0.5,
+    epsilon: NonNegative | None = None,
+    axis_name: AxisName = None,
+    where: Mask = None,
+    weights: Weights = None,
+    reduction: Reduction = "mean",
+) -> Array:
+    """Soft maxima of how far a row's positives are below a cosine, and its negatives above.
+
+        log(1 + sum_p exp(-alpha (s_ip - base))) / alpha + log(1 + sum_n exp(beta (s_in - base))) / beta,
+        s_ij = cos(embeddings_i, embeddings_j), p the other rows of the row's label, n the rows of other labels
+
+    Use to learn embeddings from class labels; hard pairs weigh more by themselves, so that none need be mined.
+
+    Args:
+      embeddings: [N, D] real, brought to length 1.
+      labels: [N] integer >= 0; rows of equal label are each other's positives.
+      alpha: > 0; larger means that the farthest positives dominate.
+      beta: > 0; larger means that the nearest negatives dominate.
+      base: the cosine that positives should exceed and negatives should not.
+      epsilon: >= 0, in units of cosine, mines pairs too: positives less than the largest negative + epsilon, negatives
+        greater than the smallest positive - epsilon; 0.1 in the paper. None takes all pairs.
+      axis_name: inside `shard_map`, the mesh axes over which rows are spread; () compares local rows only.
+      where: [N] bool; an excluded row is no anchor, no positive and no negative. A weight scales the row's own term.
+      weights, reduction: see `jaxloss.reduce`.
+    Returns: units of cosine, in [0, inf), one value a row; a row alone is absent. "partial" is marked as coupled.
+    Gradient: -softmax of the positives beside 0, and softmax of the negatives beside 0, towards the cosines; 0 towards
+      the choice of pairs.
+    Peers: pytorch_metric_learning.losses.MultiSimilarityLoss.
+    Reference: Wang, Han, Huang, Dong and Scott (2019), Multi-similarity loss with general pair weighting for deep
+      metric learning, CVPR.
+    """
+
+    def formula(rows: Array, columns: Array, mine: Marks, theirs: Marks, *numbers: Array | None) -> Array:
+        columns = ready(True, columns)
+        plan = plan_for(rows, columns, cosine=True)
+        given = tuple(number for number in numbers if number is not None)
+        return of_rows(plan, _similarities, rows, columns, jnp.ones((), columns.dtype), mine, theirs, *given)
+
+    def value(embeddings: Array, labels: Array, *numbers: Array | None, everyone: Everyone) -> tuple[Array, Array]:
+        _assert_labels(embeddings, labels)
+        mine, theirs = _marks(everyone, labels)
+        arrays = jax.tree.leaves((embeddings, mine, everyone.arrays))
+        found = in_auto_mode(formula, arrays, embeddings)(embeddings, everyone.arrays[0], mine, theirs, *numbers)
+        return found[:, 0], jax.lax.stop_gradient(found[:, 1]) > 0
+
+    return batchwise(
+        value,
+        embeddings=_wide(embeddings),
+        labels=labels,
+        axis_name=axis_name,
+        scalars={"alpha": alpha, "beta": beta, "base": base, "epsilon": epsilon},
+        where=where,
+        weights=weights,
+        reduction=reduction,
+    )
+
+
+def _similarities(
+    s: Array, mine: Marks, theirs: Marks, alpha: Array, beta: Array, base: Array, epsilon: Array | None = None
+) -> Array:
+    """The multi-similarity of each row of a tile of cosines, and whether it has a pair."""
+    near, far = alike(mine, theirs), unlike(mine, theirs)
+    paired = jnp.any(near | far, axis=1)
+    if epsilon is not None:
+        c = jax.lax.stop_gradient(s)
+        least = jnp.min(jnp.where(near, c, jnp.inf), axis=1, keepdims=True, initial=jnp.inf)
+        most = jnp.max(jnp.where(far, c, -jnp.inf), axis=1, keepdims=True, initial=-jnp.inf)
+        # A row without one kind of pair keeps all of the other.
+        near, far = (
+            near & ((c < most + epsilon) | (most == -jnp.inf)),
+            far & ((c > least - epsilon) | (least == jnp.inf)),
+        )
+    pull = softplus(log_sum(jnp.where(near, -alpha * (s - base), -jnp.inf))) / alpha
+    push = softplus(log_sum(jnp.where(far, beta * (s - base), -jnp.inf))) / beta
+    return jnp.stack([jnp.where(paired, pull + push, 0), paired.astype(s.dtype)], axis=1)
+
+
+def _marks(everyone: Everyone, labels: Array) -> tuple[Marks, Marks]:
+    """Who the caller's rows are, and who all are."""
+    mine = Marks(everyone.own, everyone.here, labels)
+    return mine, Marks(everyone.index, everyone.present, everyone.arrays[1])
+
+
+def _wide(embeddings: Real) -> Real:
+    """Half precision to float32: a row is an anchor and others' negative, and its slopes are added before rounding."""
+    if isinstance(embeddings, jax.Array) and embeddings.dtype in (jnp.bfloat16, jnp.float16):
+        return widen(embeddings)
+    return embeddings
+
+
+def _assert_labels(embeddings: Array, labels: Array) -> None:
+    message = f"`embeddings` {list(embeddings.shape)} must be [N, D]; flatten or vmap over further axes"
+    demand(chex.assert_rank, embeddings, 2, error=ValueError, message=message)
+    message = f"`labels` {list(labels.shape)} must be [N], one for each row of `embeddings` {list(embeddings.shape)}"
+    demand(chex.assert_rank, labels, 1, error=ValueError, message=message)
