@@ -70,6 +70,8 @@ class Case:
       entries: the axes of the unreduced value behind its rows, "T" for one value a token: the laws then see the sum of
         each row, and so does `reference`.
       classes: the axis that labels count; default: the last of the first array.
+      held: whether the gradient holds parts of the formula constant, and so is not the slope of the value: `reference`
+        then takes `held=`, the arrays of which these parts are made (None: its own).
       half_products: whether slopes come from products of half-precision numbers, each rounded: then they are good to
         the rounding of the largest of them.
     """
@@ -87,6 +89,7 @@ class Case:
     edges: Sequence[str] | None = None
     entries: str = ""
     classes: str | None = None
+    held: bool = False
     half_products: bool = False
 
     @property
@@ -295,17 +298,22 @@ class Run:
         rng = np.random.default_rng(7)
         return {name: jnp.asarray(rng.normal(size=x.shape), x.dtype) for name, x in floats.items()}
 
-    def reference(self, arrays: Arrays, options: Mapping[str, Any] | None = None) -> tuple[np.ndarray, np.ndarray]:
-        """Unreduced value and shares by the textbook formula, perhaps with other options."""
+    def reference(
+        self, arrays: Arrays, options: Mapping[str, Any] | None = None, held: Arrays | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Unreduced value and shares by the textbook formula, perhaps with other options or with parts held."""
         assert self.case.reference is not None
+        fixed = {} if held is None or not self.case.held else {"held": held}
         with np.errstate(all="ignore"):
-            found = self.case.reference(**arrays, **{**self.options, **(options or {})})
+            found = self.case.reference(**arrays, **{**self.options, **(options or {})}, **fixed)
         value, share = found if isinstance(found, tuple) else (found, np.ones(np.shape(found)))
         return np.asarray(value, np.float64), np.asarray(share, np.float64)
 
-    def reference_mean(self, arrays: Arrays, options: Mapping[str, Any] | None = None) -> float:
+    def reference_mean(
+        self, arrays: Arrays, options: Mapping[str, Any] | None = None, held: Arrays | None = None
+    ) -> float:
         """The mean by the textbook formula."""
-        value, share = self.reference(arrays, options)
+        value, share = self.reference(arrays, options, held)
         return float(np.sum(value) / np.sum(share))
 
     def tolerance(self) -> dict[str, float]:
@@ -417,7 +425,7 @@ def gradient_is_the_slope(run: Run) -> None:
         for index in np.ndindex(want.shape):
             step = 1e-3 * max(0.1, min(1.0, abs(float(run.arrays[name][index]))))
             want[index] = sum(
-                weight * run.reference_mean(_moved(run.arrays, name, index, k * step))
+                weight * run.reference_mean(_moved(run.arrays, name, index, k * step), held=run.arrays)
                 for k, weight in ((-2, 1.0), (-1, -8.0), (1, 8.0), (2, -1.0))
             ) / (12 * step)
         _close(got[name], want, f"gradient in `{name}`", **_slope_of_reference(run, got))
@@ -480,8 +488,11 @@ def hessian_is_the_slope_of_the_gradient(run: Run) -> None:
             _close(got["curve_in_reverse"][name], want, f"Hessian in reverse, `{name}`", rtol=rtol, atol=rtol * scale)
     if run.dtype != "float64":
         return
-    step = 1e-4
     direction = run.direction(run.split(run.arrays)[0])
+    if run.case.held:
+        _curvature_of_reference(run, got["curve"], direction)
+        return
+    step = 1e-4
     moved = run.floats if run.case.slopes is None else run.case.slopes  # a constant's slope is 0, and its effect is not
     sides = [
         run.whole({**run.arrays, **{k: run.arrays[k] + s * step * np.asarray(direction[k]) for k in moved}})
@@ -491,6 +502,20 @@ def hessian_is_the_slope_of_the_gradient(run: Run) -> None:
         far, near, right, farther = (np.asarray(side["slopes"][name]) for side in sides)
         want = (far - 8 * near + 8 * right - farther) / (12 * step)
         _close(curve, want, f"Hessian in `{name}`", rtol=1e-6, atol=1e-6 * scale + 1e-9)
+
+
+def _curvature_of_reference(run: Run, curve: Mapping[str, Any], direction: Mapping[str, Any]) -> None:
+    """Where the gradient holds parts constant, its own slope does not: but the reference can be told to."""
+    if run.case.reference is None:
+        return
+    step, along = 1e-3, {name: np.asarray(x, np.float64) for name, x in direction.items()}
+    values = [
+        run.reference_mean({k: x + s * step * along.get(k, 0) for k, x in run.arrays.items()}, held=run.arrays)
+        for s in (-2, -1, 0, 1, 2)
+    ]
+    want = float(np.dot([-1, 16, -30, 16, -1], values)) / (12 * step**2)
+    found = sum(float(np.sum(np.asarray(curve[name]) * along[name])) for name in along)
+    _close(found, want, "curvature along a direction", rtol=1e-5, atol=1e-7)
 
 
 def dtypes_are_kept(run: Run) -> None:

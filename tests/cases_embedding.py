@@ -91,6 +91,33 @@ def multi_similarity(embeddings, labels, alpha=2.0, beta=50.0, base=0.5, epsilon
     return np.array(values, float), np.array(share, float)
 
 
+def circle(embeddings, labels, margin=0.4, scale=80.0, held=None):
+    """`held`: the embeddings of which the detached factors are made."""
+    values, share = [], []
+    held = embeddings if held is None else held["embeddings"]
+    for a in range(len(labels)):
+        others = [j for j in range(len(labels)) if j != a]
+        s, c = ({j: cosine(x[a], x[j]) for j in others} for x in (embeddings, held))
+        near = [j for j in others if labels[j] == labels[a]]
+        far = [j for j in others if labels[j] != labels[a]]
+        pull = sum(np.exp(-scale * max(0, 1 + margin - c[p]) * (s[p] - 1 + margin)) for p in near)
+        push = sum(np.exp(scale * max(0, c[n] + margin) * (s[n] - margin)) for n in far)
+        values.append(np.log(1 + pull * push) if near and far else 0.0)
+        share.append(float(bool(near and far)))
+    return np.array(values, float), np.array(share, float)
+
+
+def proxy_anchor(embeddings, labels, proxies, margin=0.1, scale=32.0):
+    s = np.array([[cosine(x, p) for p in proxies] for x in embeddings]).reshape(len(embeddings), len(proxies))
+    in_batch = sorted(set(labels.tolist()))
+    push = np.mean([np.log(1 + np.exp(scale * (s[labels != c, c] + margin)).sum()) for c in range(len(proxies))])
+    values = []
+    for y in labels:
+        pull = np.log(1 + np.exp(-scale * (s[labels == y, y] - margin)).sum())
+        values.append(len(labels) * pull / (np.sum(labels == y) * len(in_batch)) + push)
+    return np.array(values, float)
+
+
 ROWS = {"embeddings": "ND", "labels": "N"}
 CLASSES = {**ROWS, "class_weights": "CD"}
 
@@ -142,6 +169,24 @@ CASES = (
         arc_face,
         shapes=CLASSES,
         options=({"scale": 4.0, "margin": 0.3},),
+        classes="C",
+    ),
+    Case(
+        jl.circle,
+        circle,
+        shapes=ROWS,
+        options=({"margin": 0.3, "scale": 4.0},),
+        kind="coupled",
+        draw=grouped,
+        classes="C",
+        held=True,
+    ),
+    Case(
+        jl.proxy_anchor,
+        proxy_anchor,
+        shapes={**ROWS, "proxies": "CD"},
+        options=({"margin": 0.2, "scale": 4.0},),
+        kind="coupled",
         classes="C",
     ),
 )

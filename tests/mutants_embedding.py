@@ -11,6 +11,7 @@ def laws(name, dtype="float32"):
 
 MINED, DISTANCES = "jaxloss/algorithms/mined_triplets.py", "jaxloss/algorithms/distances.py"
 EMBEDDING, MARGIN = "jaxloss/losses/embedding.py", "jaxloss/losses/margin.py"
+TESTING = "jaxloss/testing.py"
 
 MUTANTS = [
     (DISTANCES, "distances from products", "    return jnp.sqrt(_products(rows, columns, rows, columns))", "    square = jnp.sum(rows**2, 1)[:, None] + jnp.sum(columns**2, 1)[None] - 2 * rows @ columns.T\n    return jnp.sqrt(jnp.maximum(square, 0))", mined("neighbours and all")),
@@ -39,4 +40,11 @@ MUTANTS = [
     (MARGIN, "every class loses the margin", "        return cosine - margin\n", "        return cosine\n", laws("cos_face")),
     (MARGIN, "arc_face: the sine from the cosine", "        sine = jnp.squeeze(0.5 * norm(row - mine, -1) * norm(row + mine, -1), -1)", "        sine = jnp.sqrt(1 - jnp.square(cosine))", "tests/test_margin.py -k 'finite'"),
     (MARGIN, "arc_face: the wide angle turns back", "jnp.where(cosine >= -jnp.cos(margin), wider, cosine - margin * jnp.sin(margin))", "wider", "tests/test_margin.py -k 'every_angle'"),
+    (EMBEDDING, "circle: the factors have slopes", "    c = jax.lax.stop_gradient(s)\n    pull", "    c = s\n    pull", laws("circle")),
+    (EMBEDDING, "circle: positives are to exceed the margin", "* (s - (1 - margin))", "* (s - margin)", laws("circle")),
+    (EMBEDDING, "circle: a row without a positive counts", "    both = jnp.any(near, axis=1) & jnp.any(far, axis=1)\n    c", "    both = jnp.any(far, axis=1)\n    c", laws("circle")),
+    (MARGIN, "proxy_anchor: a pull is divided by all classes", "jnp.maximum(count * jnp.sum(count > 0), 1)", "jnp.maximum(count * classes, 1)", laws("proxy_anchor")),
+    (MARGIN, "proxy_anchor: excluded rows push", "jnp.where(present & ~own, scale", "jnp.where(~own, scale", laws("proxy_anchor")),
+    (TESTING, "what is held is not held for the reference", "        fixed = {} if held is None or not self.case.held else {\"held\": held}", "        fixed = {}", laws("circle")),
+    (TESTING, "the curvature beside held parts is not compared", "    _close(found, want, \"curvature along a direction\", rtol=1e-5, atol=1e-7)\n", "", "tests/test_testing.py -k gradient_holds"),
 ]  # fmt: skip

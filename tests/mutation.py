@@ -31,6 +31,7 @@ LISTS = (
     "tests/mutants_embedding.py",
     "tests/mutants_metrics.py",
     "tests/mutants_ranking.py",
+    "tests/mutants_ranking_surrogates.py",
     "tests/mutants_sequence.py",
     "tests/mutants_sorted.py",
     "tests/mutants_transducer.py",

@@ -19,6 +19,7 @@ ENGINES = (
     "geometry",
     "margin",
     "probabilistic",
+    "ranking_surrogates",
     "segmentation",
     "sequence",
     "transport",

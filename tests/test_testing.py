@@ -124,6 +124,44 @@ def test_a_bad_loss_is_named_with_its_law(loss, laws):
         assert law in str(caught.value), str(caught.value)
 
 
+def test_what_a_gradient_holds_constant_is_told_to_the_reference():
+    """(p - t)^2 times its own square, held or not; and a curvature that is not that of the value with parts held."""
+
+    def held_weight(predictions, targets, held=None):
+        own = {"predictions": predictions, "targets": targets} if held is None else held
+        return fourth_power_of(own) ** 0.5 * (predictions - targets) ** 2
+
+    def fourth_power_of(arrays):
+        return fourth_power(arrays["predictions"], arrays["targets"])
+
+    def weighted(formula):
+        def loss(
+            predictions: Real,
+            targets: Real,
+            *,
+            where: Mask = None,
+            weights: Weights = None,
+            reduction: Reduction = "mean",
+        ) -> jax.Array:
+            return jl.frames.pointwise(
+                formula, predictions=predictions, targets=targets, where=where, weights=weights, reduction=reduction
+            )
+
+        return loss
+
+    good = weighted(lambda p, t: jax.lax.stop_gradient((p - t) ** 2) * (p - t) ** 2)
+    check_loss(good, reference=held_weight, held=True, dtypes=("float64",))
+    with pytest.raises(BrokenLawError, match="gradient_is_the_slope"):
+        check_loss(good, reference=fourth_power, dtypes=("float64",))
+    with pytest.raises(BrokenLawError, match="gradient_is_the_slope"):
+        check_loss(weighted(lambda p, t: (p - t) ** 4), reference=held_weight, held=True, dtypes=("float64",))
+    # Its value and gradient are those of `good`.
+    slopes = (lambda p, t: 2 * (p - t) ** 3), (lambda p, t: -2 * (p - t) ** 3)
+    bent = weighted(jl.differentiable(lambda p, t: (p - t) ** 4, *slopes))
+    with pytest.raises(BrokenLawError, match=r"hessian_is_the_slope_of_the_gradient.*curvature along"):
+        check_loss(bent, reference=held_weight, held=True, dtypes=("float64",))
+
+
 def test_a_law_that_cannot_be_tried_is_broken():
     def positional(predictions: Real, targets: Real, where: Mask = None, weights: Weights = None) -> jax.Array:
         return jl.squared_error(predictions, targets, where=where, weights=weights)

@@ -35,7 +35,7 @@ from jaxloss.core.types import (
     Weights,
 )
 
-__all__ = ["contrastive_pair", "cosine_embedding", "mined_triplet", "multi_similarity", "triplet_margin"]
+__all__ = ["circle", "contrastive_pair", "cosine_embedding", "mined_triplet", "multi_similarity", "triplet_margin"]
 
 
 def _of_pairs(
@@ -344,22 +344,9 @@ def multi_similarity(
       metric learning, CVPR.
     """
 
-    def formula(rows: Array, columns: Array, mine: Marks, theirs: Marks, *numbers: Array | None) -> Array:
-        columns = ready(True, columns)
-        plan = plan_for(rows, columns, cosine=True)
-        given = tuple(number for number in numbers if number is not None)
-        return of_rows(plan, _similarities, rows, columns, jnp.ones((), columns.dtype), mine, theirs, *given)
-
-    def value(embeddings: Array, labels: Array, *numbers: Array | None, everyone: Everyone) -> tuple[Array, Array]:
-        _assert_labels(embeddings, labels)
-        mine, theirs = _marks(everyone, labels)
-        arrays = jax.tree.leaves((embeddings, mine, everyone.arrays))
-        found = in_auto_mode(formula, arrays, embeddings)(embeddings, everyone.arrays[0], mine, theirs, *numbers)
-        return found[:, 0], jax.lax.stop_gradient(found[:, 1]) > 0
-
-    return batchwise(
-        value,
-        embeddings=_wide(embeddings),
+    return _of_cosines(
+        _similarities,
+        embeddings=embeddings,
         labels=labels,
         axis_name=axis_name,
         scalars={"alpha": alpha, "beta": beta, "base": base, "epsilon": epsilon},
@@ -387,6 +374,104 @@ def _similarities(
     pull = softplus(log_sum(jnp.where(near, -alpha * (s - base), -jnp.inf))) / alpha
     push = softplus(log_sum(jnp.where(far, beta * (s - base), -jnp.inf))) / beta
     return jnp.stack([jnp.where(paired, pull + push, 0), paired.astype(s.dtype)], axis=1)
+
+
+@compiled
+def circle(
+    embeddings: Real,
+    labels: Label,
+    *,
+    margin: Positive = 0.4,
+    scale: Positive = 80.0,
+    axis_name: AxisName = None,
+    where: Mask = None,
+    weights: Weights = None,
+    reduction: Reduction = "mean",
+) -> Array:
+    """Each row's positives against its negatives; a pair weighs by how far its cosine is from its goal.
+
+        log(1 + sum_n exp(scale b_n (s_in - margin)) sum_p exp(-scale a_p (s_ip - 1 + margin))),
+        a_p = max(0, 1 + margin - s_ip),   b_n = max(0, s_in + margin),   s_ij = cos(embeddings_i, embeddings_j),
+        p the other rows of the row's label, n the rows of other labels
+
+    Use to learn embeddings from class labels, like `multi_similarity`; its boundary is a circle of the two cosines.
+
+    Args:
+      embeddings: [N, D] real, brought to length 1.
+      labels: [N] integer >= 0; rows of equal label are each other's positives.
+      margin: > 0, in units of cosine: positives are to exceed 1 - margin, negatives to stay below margin. In the paper
+        0.4 for retrieval, 0.25 for faces.
+      scale: > 0, in the paper 80 for retrieval, 256 for faces.
+      axis_name: inside `shard_map`, the mesh axes over which rows are spread; () compares local rows only.
+      where: [N] bool; an excluded row is no anchor, no positive and no negative. A weight scales the row's own term.
+      weights, reduction: see `jaxloss.reduce`.
+    Returns: dimensionless, in [0, inf), one value a row; a row without a positive or without a negative is absent.
+      "partial" is marked as coupled.
+    Gradient: -scale a_p sigmoid softmax_p and scale b_n sigmoid softmax_n towards the cosines: a and b are detached
+      from them, as in the paper, so that this is not the slope of the value.
+    Peers: pytorch_metric_learning.losses.CircleLoss.
+    Reference: Sun et al. (2020), Circle loss: a unified perspective of pair similarity optimization, CVPR, section 3.
+    """
+    return _of_cosines(
+        _circles,
+        embeddings=embeddings,
+        labels=labels,
+        axis_name=axis_name,
+        scalars={"margin": margin, "scale": scale},
+        where=where,
+        weights=weights,
+        reduction=reduction,
+    )
+
+
+def _circles(s: Array, mine: Marks, theirs: Marks, margin: Array, scale: Array) -> Array:
+    """The circle loss of each row of a tile of cosines, and whether it has both kinds of pairs."""
+    near, far = alike(mine, theirs), unlike(mine, theirs)
+    both = jnp.any(near, axis=1) & jnp.any(far, axis=1)
+    c = jax.lax.stop_gradient(s)
+    pull = -scale * jnp.maximum(1 + margin - c, 0) * (s - (1 - margin))
+    push = scale * jnp.maximum(c + margin, 0) * (s - margin)
+    sums = (log_sum(jnp.where(kept, x, -jnp.inf)) for kept, x in ((near, pull), (far, push)))
+    total = sum(jnp.where(both, x, 0) for x in sums)
+    return jnp.stack([jnp.where(both, softplus(total), 0), both.astype(s.dtype)], axis=1)
+
+
+def _of_cosines(
+    of_tile: Callable[..., Array],
+    *,
+    embeddings: Real,
+    labels: Label,
+    axis_name: AxisName,
+    scalars: Mapping[str, ArrayLike | None],
+    where: Mask,
+    weights: Weights,
+    reduction: Reduction,
+) -> Array:
+    """A value per row from all of its cosines, a tile of rows at a time: `of_tile` gives it, and whether it exists."""
+
+    def formula(rows: Array, columns: Array, mine: Marks, theirs: Marks, *numbers: Array | None) -> Array:
+        columns = ready(True, columns)
+        plan = plan_for(rows, columns, cosine=True)
+        given = tuple(number for number in numbers if number is not None)
+        return of_rows(plan, of_tile, rows, columns, jnp.ones((), columns.dtype), mine, theirs, *given)
+
+    def value(embeddings: Array, labels: Array, *numbers: Array | None, everyone: Everyone) -> tuple[Array, Array]:
+        _assert_labels(embeddings, labels)
+        mine, theirs = _marks(everyone, labels)
+        arrays = jax.tree.leaves((embeddings, mine, everyone.arrays))
+        found = in_auto_mode(formula, arrays, embeddings)(embeddings, everyone.arrays[0], mine, theirs, *numbers)
+        return found[:, 0], jax.lax.stop_gradient(found[:, 1]) > 0
+
+    return batchwise(
+        value,
+        embeddings=_wide(embeddings),
+        labels=labels,
+        axis_name=axis_name,
+        scalars=scalars,
+        where=where,
+        weights=weights,
+        reduction=reduction,
+    )
 
 
 def _marks(everyone: Everyone, labels: Array) -> tuple[Marks, Marks]:

@@ -9,16 +9,28 @@ import jax
 import jax.numpy as jnp
 
 from jaxloss.algorithms.linear_blocks import in_auto_mode
+from jaxloss.algorithms.tiled_contrast import log_sum
 from jaxloss.core.compiled import compiled
 from jaxloss.core.demand import demand
-from jaxloss.core.formulas import label_nll
-from jaxloss.core.frames import summed
+from jaxloss.core.formulas import label_nll, softplus
+from jaxloss.core.frames import Everyone, batchwise, summed
 from jaxloss.core.inputs import as_array
 from jaxloss.core.numerics import norm, unit, widen
 from jaxloss.core.sharding import is_label
-from jaxloss.core.types import Array, ArrayLike, Label, Mask, NonNegative, Positive, Real, Reduction, Weights
+from jaxloss.core.types import (
+    Array,
+    ArrayLike,
+    AxisName,
+    Label,
+    Mask,
+    NonNegative,
+    Positive,
+    Real,
+    Reduction,
+    Weights,
+)
 
-__all__ = ["arc_face", "cos_face"]
+__all__ = ["arc_face", "cos_face", "proxy_anchor"]
 
 
 def _over_classes(
@@ -174,6 +186,90 @@ def arc_face(
         class_weights=class_weights,
         margin=margin,
         scale=scale,
+        where=where,
+        weights=weights,
+        reduction=reduction,
+    )
+
+
+@compiled
+def proxy_anchor(
+    embeddings: Real,
+    labels: Label,
+    proxies: Real,
+    *,
+    margin: NonNegative = 0.1,
+    scale: Positive = 32.0,
+    axis_name: AxisName = None,
+    where: Mask = None,
+    weights: Weights = None,
+    reduction: Reduction = "mean",
+) -> Array:
+    """Class vectors as anchors: soft maxima of how far their own rows are, and of how near the others.
+
+        N / (n_y P) log(1 + sum over rows i of class y of exp(-scale (s_iy - margin)))
+        + 1 / C sum over classes c of log(1 + sum over rows j of other classes of exp(scale (s_jc + margin))),
+        s_ic = cos(embeddings_i, proxies_c),  y = the row's label,  n_y its rows,  P the number of labels in the batch
+
+    Use like `cos_face`, where rows should also pull on each other, the hardest most: it converges fast.
+
+    Args:
+      embeddings: [N, D] real, brought to length 1.
+      labels: [N] integer in [0, C).
+      proxies: [C, D] real, a vector a class, learnt with the model and brought to length 1.
+      margin: >= 0, in units of cosine.
+      scale: > 0, of the cosines.
+      axis_name: inside `shard_map`, the mesh axes over which rows are spread; () compares local rows only.
+      where: [N] bool; an excluded row does not exist. A weight scales the row's own value.
+      weights, reduction: see `jaxloss.reduce`.
+    Returns: nats, in [0, inf), one value a row, whose mean is the paper's loss of the batch: an anchor's pull belongs
+      to its rows in equal parts, the push to all rows alike. O(N C) memory. "partial" is marked as coupled.
+    Gradient: -scale softmax of an anchor's rows beside 0, and scale softmax of the other rows beside 0, towards the
+      cosines; 0 towards a zero vector.
+    Peers: pytorch_metric_learning.losses.ProxyAnchorLoss.
+    Reference: Kim, Kim, Cho and Kwak (2020), Proxy anchor loss for deep metric learning, CVPR, eq. 4.
+    """
+    rows, anchors = as_array("embeddings", embeddings), as_array("proxies", proxies)
+    if rows.ndim != 2 or anchors.ndim != 2 or rows.shape[1] != anchors.shape[1]:
+        raise ValueError(
+            f"`embeddings` {list(rows.shape)} must be [N, D] and `proxies` {list(anchors.shape)} [C, D], of one D"
+        )
+    classes = anchors.shape[0]
+
+    def formula(
+        labels: Array, everyone_rows: Array, everyone_labels: Array, present: Array, proxies: Array, *numbers: Array
+    ) -> Array:
+        margin, scale = numbers
+        x, p = unit(widen(everyone_rows), -1), unit(widen(proxies), -1)
+        s = jnp.einsum("nd,cd->cn", x, p, precision="highest")
+        present = present[None]
+        own = is_label(s, everyone_labels, 0) & present
+        pull = softplus(log_sum(jnp.where(own, -scale * (s - margin), -jnp.inf)))
+        push = softplus(log_sum(jnp.where(present & ~own, scale * (s + margin), -jnp.inf)))
+        count = jnp.sum(own, axis=1).astype(s.dtype)
+        share = jnp.sum(present).astype(s.dtype) / jnp.maximum(count * jnp.sum(count > 0), 1)
+        mine = (share * jnp.where(count > 0, pull, 0)).at[labels].get(mode="clip")
+        return mine + jnp.sum(push) / max(classes, 1)
+
+    def value(
+        embeddings: Array, labels: Array, proxies: Array, margin: Array, scale: Array, *, everyone: Everyone
+    ) -> Array:
+        if labels.ndim != 1:
+            raise ValueError(f"`labels` {list(labels.shape)} must be [N], one for each row of `embeddings`")
+        all_rows, all_labels = everyone.arrays
+        given = (labels, all_rows, all_labels, everyone.present, proxies, margin, scale)
+        found = in_auto_mode(formula, jax.tree.leaves(given), labels)(*given)
+        # One bad label is in everybody's sums.
+        bad = jnp.any(everyone.present & ((all_labels < 0) | (all_labels >= classes)))
+        return found * jnp.where(bad, jnp.nan, 1).astype(found.dtype)
+
+    return batchwise(
+        value,
+        embeddings=rows,
+        labels=labels,
+        shared={"proxies": anchors},
+        axis_name=axis_name,
+        scalars={"margin": margin, "scale": scale},
         where=where,
         weights=weights,
         reduction=reduction,
