@@ -16,7 +16,7 @@ LOSSES = "jaxloss/losses/"
 
 MUTANTS = [
     (ORDERED, "negative numbers stand in the reverse order", "return jnp.where(bits < 0, bits ^ jnp.iinfo(bits.dtype).max, bits)", "return bits", own("unequal_samples_by_repetition")),
-    (ORDERED, "slopes stay in the order of the numbers", ".at[order].set(ordered, unique", ".at[iota(order)].set(ordered, unique", own("every_pair and 500 and False")),
+    ("jaxloss/algorithms/sorted_order.py", "slopes stay in the order of the numbers", ".at[order].set(ordered, unique", ".at[iota(order)].set(ordered, unique", own("every_pair and 500 and False")),
     (ENSEMBLE, "places among differences, which rounding makes equal", "_places(lax.stop_gradient(x)), fair)", "_places(lax.stop_gradient(x - y)), fair)", own("rounding_cannot_tell and 50")),
     (ENSEMBLE, "equal members have one place", "(other < mine) | ((other == mine) & (column < row))", "(other < mine) | ((other == mine) & (column < 0 * row))", own("equal_members and 5")),
     (ENSEMBLE, "the fair score is the plain one", "    others = members - fair\n", "    others = members - 0 * fair\n", own("every_pair and True")),

@@ -13,8 +13,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxloss.algorithms.ordered import in_order, put_back, with_order
-from jaxloss.algorithms.sorted_order import iota
+from jaxloss.algorithms.ordered import in_order, with_order
+from jaxloss.algorithms.sorted_order import iota, put_back
 from jaxloss.core.types import Array
 
 __all__ = ["ensemble_score"]

@@ -13,8 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxloss.algorithms.ordered import put_back
-from jaxloss.algorithms.sorted_order import iota
+from jaxloss.algorithms.sorted_order import iota, put_back
 from jaxloss.core.types import Array
 
 __all__ = ["jaccard_extension"]

@@ -6,8 +6,6 @@ read as an integer, have its order, but for negative ones, whose order is the re
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import jax
 import jax.numpy as jnp
 from jax import lax
@@ -15,7 +13,7 @@ from jax import lax
 from jaxloss.algorithms.sorted_order import iota, taken
 from jaxloss.core.types import Array
 
-__all__ = ["in_order", "put_back", "with_order"]
+__all__ = ["in_order", "with_order"]
 
 
 @jax.custom_jvp
@@ -43,16 +41,3 @@ def with_order(x: Array) -> tuple[Array, Array]:
     fixed = lax.stop_gradient(x)
     ordered, order = lax.sort((fixed, iota(fixed > 0)), dimension=x.ndim - 1, num_keys=1)
     return ordered, order
-
-
-def put_back(ordered: Array, order: Array) -> Array:
-    """What stands in order, where it stood."""
-
-    def of_one(ordered: Array, order: Array) -> Array:
-        return (0 * ordered).at[order].set(ordered, unique_indices=True, mode="promise_in_bounds")
-
-    # Mapped, the scatter knows that rows do not meet, and leaves them on their devices.
-    of_all: Callable[[Array, Array], Array] = of_one
-    for _ in range(order.ndim - 1):
-        of_all = jax.vmap(of_all)
-    return of_all(ordered, order)

@@ -10,7 +10,7 @@ from jax import lax
 
 from jaxloss.core.types import Array
 
-__all__ = ["dense_grades", "ends", "inverse", "iota", "lasts", "partitioned", "starts", "taken"]
+__all__ = ["dense_grades", "ends", "inverse", "iota", "lasts", "partitioned", "put_back", "starts", "taken"]
 
 
 def iota(like: Array) -> Array:
@@ -23,17 +23,22 @@ def taken(x: Array, index: Array) -> Array:
     return jnp.take_along_axis(x, index, axis=-1, mode="clip")
 
 
-def inverse(order: Array) -> Array:
-    """The permutation that undoes `order`, of each list."""
+def put_back(ordered: Array, order: Array) -> Array:
+    """What stands in order, where it stood: of `taken(x, order)` x again, of each list."""
 
-    def of_one(order: Array, place: Array) -> Array:
-        return (0 * order).at[order].set(place, unique_indices=True, mode="promise_in_bounds")
+    def of_one(ordered: Array, order: Array) -> Array:
+        return (0 * ordered).at[order].set(ordered, unique_indices=True, mode="promise_in_bounds")
 
     # Mapped, the scatter knows that lists do not meet, and leaves them on their devices.
     of_all: Callable[[Array, Array], Array] = of_one
     for _ in range(order.ndim - 1):
         of_all = jax.vmap(of_all)
-    return of_all(order, iota(order))
+    return of_all(ordered, order)
+
+
+def inverse(order: Array) -> Array:
+    """The permutation that undoes `order`, of each list."""
+    return put_back(iota(order), order)
 
 
 def starts(first: Array) -> Array:
