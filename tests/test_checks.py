@@ -364,8 +364,11 @@ def test_every_loss_is_checked_entry_by_entry(case):
         spoilt, place = arrays[name].at[1].set(NAN), "1, 0"
     arrays[name] = spoilt
     found = call(**arrays, where=everywhere) or ""
-    if "masked" in arrays:  # the first of the row that is not excused
+    # The first of the row that is not excused.
+    if "masked" in arrays:
         place = f"2, {int(jnp.argmax(arrays['masked'][2]))}"
+    if f"{name}_valid" in arrays:
+        place = f"2, {int(jnp.argmax(arrays[f'{name}_valid'][2]))}, 0"
     assert found.startswith(f"`{name}`[{place}] of {case.name} is ")
     excused = call(**arrays, where=everywhere.at[2].set(False))
     assert (excused is None) == (axes[0] == "N"), excused

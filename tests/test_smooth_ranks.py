@@ -165,6 +165,7 @@ def test_every_derivative_in_float64(engine):
                 np.testing.assert_allclose(got[i], want, rtol=0, atol=1e-10 * abs(want).max())
 
 
+@pytest.mark.exhaustive
 def test_long_lists_as_they_are_compiled_for_use():
     """Longer than what XLA's CPU, fully optimised, sums right along a first axis; a hundredth has a gain."""
     n = 20000
