@@ -219,7 +219,8 @@ def test_lengths_and_ends():
     assert np.isnan(viterbi(jnp.asarray(e), jnp.asarray(a), lengths=jnp.asarray([6, 5, 5, 5]))[1][0])
 
 
-@pytest.mark.parametrize("scale", [1.0, pytest.param(100.0, marks=pytest.mark.exhaustive)])
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("scale", [1.0, 100.0])
 def test_second_derivatives_and_vmap(scale):
     with jax.enable_x64(True):
         e, a, labels = (x.astype(float) if x.dtype == np.float32 else x for x in draw(5, 2, 4, 3, scale))

@@ -81,10 +81,10 @@ def close(got, want, rtol=1e-9, atol=1e-10):
     ("memory", "transposed", "chunks", "extras", "masked"),
     [
         ("fast", False, {}, True, False),
-        ("fast", False, FEW_CLASSES, False, False),
+        pytest.param("fast", False, FEW_CLASSES, False, False, marks=pytest.mark.exhaustive),
         ("fast", True, FEW_CLASSES, True, True),
         ("low", False, FEW_ROWS, True, True),
-        ("low", True, FEW_CLASSES, False, False),
+        pytest.param("low", True, FEW_CLASSES, False, False, marks=pytest.mark.exhaustive),
     ],
 )
 @pytest.mark.usefixtures("float64")

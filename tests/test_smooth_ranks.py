@@ -135,6 +135,7 @@ def test_swapped_pairs(way, draw):
     np.testing.assert_array_equal(slopes[~valid], 0)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("engine", ["smooth ranks", "swapped pairs"])
 def test_every_derivative_in_float64(engine):
     """The Hessian forward over reverse, in reverse twice, and mapped over lists."""

@@ -97,6 +97,7 @@ def test_lengths():
     assert jl.soft_dtw(x[:, :0], y) == 0
 
 
+@pytest.mark.exhaustive
 def test_second_derivatives_and_vmap():
     with jax.enable_x64(True):
         x, y = (a.astype(float) for a in draw(3, (2, 4, 2), (2, 3, 2)))

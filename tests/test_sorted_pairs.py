@@ -156,7 +156,8 @@ def test_a_long_list_of_the_logistic_loss_as_it_is_compiled_for_use():
     np.testing.assert_allclose(slopes[~upper], pull.sum(0), rtol=1e-5)
 
 
-@pytest.mark.parametrize("kind", [pytest.param("squared_hinge", marks=pytest.mark.exhaustive), "logistic"])
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("kind", ["squared_hinge", "logistic"])
 def test_every_derivative_in_float64(kind):
     """The Hessian forward over reverse, in reverse twice, and mapped over lists, which then hold their own levels."""
     with jax.enable_x64(True):
