@@ -33,7 +33,7 @@ MUTANTS = [
     (NUMBERS, "the mean is one float", "        Total.of(origin).merge(Total.of(offset)),", "        Total.of(origin + offset),", of_rows("cancel")),
     (NUMBERS, "the origin is 0", "jnp.where(weight == 0, 0, origin)", "jnp.where(weight == 0, 0, 0 * origin)", of_rows("equal_targets")),
     (LISTS, "ties stand as the sort left them", "discount * _mean_of_ties(by_score, tie_starts(key))", "discount * by_score", of_lists("ndcg_is and None")),
-    (LISTS, "large grades overflow", "jnp.exp((r - top) * _LN2) * -expm1(-r * _LN2)", "expm1(r * _LN2)", of_lists("overflow")),
+    ("jaxloss/algorithms/smooth_ranks.py", "large grades overflow", "-jnp.exp2(settled - top) * expm1(-LN2 * settled)", "expm1(LN2 * settled)", of_lists("overflow")),
     (LISTS, "a score of -inf ties with what does not exist", "sorted_counts(jnp.where(valid, scores, jnp.nan), signed)", "sorted_counts(jnp.where(valid, scores, -jnp.inf), signed)", of_lists("not_valid")),
     (LISTS, "ndcg ties -inf with what does not exist", "key = jnp.where(valid, -scores, jnp.nan)", "key = jnp.where(valid, -scores, jnp.inf)", of_lists("not_valid and ndcg")),
     (LISTS, "ties at place k are cut in one order", "before.astype(scores.dtype) + share *", "before.astype(scores.dtype) + 1 *", of_lists("counted_out and 1")),

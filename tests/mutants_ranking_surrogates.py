@@ -32,7 +32,7 @@ MUTANTS = [
     (SWAPS, "the last of equal scores is ranked first", "        (jnp.flip(lax.stop_gradient(scores), -1), jnp.flip(item, -1)), dimension", "        (lax.stop_gradient(scores), item), dimension", of_ranks("equal_scores_are_ranked")),
     (SWAPS, "invalid items take ranks", "    worth = discount(taken(_ranks(taken(valid, order))", "    worth = discount(taken(_ranks(taken(valid, order) | True)", of_ranks("swapped_pairs and pairs-normal")),
     (SWAPS, "the Hessian of the swaps is halved", "jax.jvp(lambda scores: _swept(scores, *primals[1:])[1], primals[:1], tangents[:1])", "jax.jvp(lambda scores: _swept(scores, *primals[1:])[1], primals[:1], (0.5 * tangents[0],))", of_ranks("every_derivative and swapped")),
-    (LOSSES, "gains are exponents", "-jnp.exp2(settled - top) * expm1(-LN2 * settled)", "jnp.exp2(settled - top)", laws("approx_ndcg")),
+    (RANKS, "gains are exponents", "-jnp.exp2(settled - top) * expm1(-LN2 * settled)", "jnp.exp2(settled - top)", laws("approx_ndcg")),
     (LOSSES, "the temperature is ignored", "dcg_gap(s / temperature,", "dcg_gap(s + 0 * temperature,", laws("approx_ndcg")),
     (LOSSES, "every item is relevant", "valid & (relevance >= 1)", "valid & (relevance >= 0)", laws("approx_mrr")),
     (LOSSES, "the item itself is ahead of itself", "jnp.where(valid & ~first, sigmoid", "jnp.where(valid, sigmoid", laws("approx_mrr")),

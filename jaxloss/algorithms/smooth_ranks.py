@@ -19,13 +19,20 @@ from jax import lax
 
 from jaxloss.algorithms.sorted_order import inverse, iota, taken
 from jaxloss.algorithms.sorted_sigmoids import sides
-from jaxloss.core.numerics import LN2, apart, log1p
+from jaxloss.core.numerics import LN2, apart, expm1, log1p
 from jaxloss.core.types import Array
 
-__all__ = ["dcg_gap", "discount", "discount_gap"]
+__all__ = ["dcg_gap", "discount", "discount_gap", "exponential_gains"]
 
 # Up to this length all pairs at once are faster than sorting.
 _SHORT = 192
+
+
+def exponential_gains(relevance: Array, valid: Array) -> Array:
+    """2^relevance - 1, divided by 2 to the list's highest relevance, which no ratio of them notices: none overflows."""
+    settled = jnp.where(valid, relevance, 0)
+    top = jnp.max(lax.stop_gradient(settled), axis=-1, keepdims=True, initial=0)
+    return jnp.where(valid, -jnp.exp2(settled - top) * expm1(-LN2 * settled), 0)
 
 
 def discount(rank: Array) -> Array:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import jax.numpy as jnp
 from jax import lax
 
-from jaxloss.algorithms.smooth_ranks import dcg_gap, discount
+from jaxloss.algorithms.smooth_ranks import dcg_gap, discount, exponential_gains
 from jaxloss.algorithms.sorted_order import iota
 from jaxloss.algorithms.swapped_pairs import swap_total
 from jaxloss.core.compiled import compiled
 from jaxloss.core.formulas import sigmoid
 from jaxloss.core.frames import listwise
-from jaxloss.core.numerics import LN2, expm1, widen
+from jaxloss.core.numerics import widen
 from jaxloss.core.sharding import is_label
 from jaxloss.core.types import (
     Array,
@@ -26,13 +26,6 @@ from jaxloss.core.types import (
 )
 
 __all__ = ["approx_mrr", "approx_ndcg", "auc_margin", "lambda_rank"]
-
-
-def _gains(relevance: Array, valid: Array) -> Array:
-    """2^relevance - 1, divided by 2 to the list's highest relevance, which no ratio of them notices: none overflows."""
-    settled = jnp.where(valid, relevance, 0)
-    top = jnp.max(lax.stop_gradient(settled), axis=-1, keepdims=True, initial=0)
-    return jnp.where(valid, -jnp.exp2(settled - top) * expm1(-LN2 * settled), 0)
 
 
 @compiled
@@ -72,7 +65,7 @@ def approx_ndcg(
 
     def value(scores: Array, relevance: Array, temperature: Array, *, axis: int, valid: Array) -> tuple[Array, Array]:
         s, r, v = (jnp.moveaxis(x, axis, -1) for x in (widen(scores), widen(relevance), valid))
-        gap, ideal = dcg_gap(s / temperature, _gains(r, v).astype(s.dtype), v)
+        gap, ideal = dcg_gap(s / temperature, exponential_gains(r, v).astype(s.dtype), v)
         return gap / jnp.where(ideal > 0, ideal, 1), ideal > 0
 
     return listwise(
@@ -181,7 +174,7 @@ def lambda_rank(
 
     def value(scores: Array, relevance: Array, *, axis: int, valid: Array) -> tuple[Array, Array]:
         s, r, v = (jnp.moveaxis(x, axis, -1) for x in (widen(scores), lax.stop_gradient(widen(relevance)), valid))
-        gains = _gains(r, v).astype(s.dtype)
+        gains = exponential_gains(r, v).astype(s.dtype)
         place = 1 + iota(v).astype(s.dtype)
         ideal = jnp.sum(-jnp.sort(-gains, axis=-1) * discount(place), axis=-1)
         low = jnp.min(jnp.where(v, r, jnp.inf), axis=-1, initial=jnp.inf)

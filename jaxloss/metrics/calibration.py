@@ -10,12 +10,21 @@ from jax import lax
 
 from jaxloss.core.compiled import compiled
 from jaxloss.core.formulas import binary_nll, label_nll, sigmoid, softmax
-from jaxloss.core.frames import labelled, pointwise
+from jaxloss.core.frames import labelled
 from jaxloss.core.numerics import widen
 from jaxloss.core.reduction import Mean
 from jaxloss.core.sharding import is_label
 from jaxloss.core.types import Array, BinaryLogit, Label, Logit, Mask, Probability, ValidMask, Weights
-from jaxloss.metrics.tallies import Tallied, Total, as_mean, counts, entries
+from jaxloss.metrics.tallies import (
+    Tallied,
+    Total,
+    counts,
+    entries,
+    existing,
+    mean_of_entries,
+    mean_of_rows,
+    ratio,
+)
 
 __all__ = [
     "Calibration",
@@ -57,20 +66,9 @@ def log_loss(
     """
 
     def value(z: Array, labels: Array, *, axis: int, valid: Array | None = None) -> Array:
-        return label_nll(z if valid is None else jnp.where(valid, z, -jnp.inf), labels, axis)
+        return label_nll(existing(z, valid), labels, axis)
 
-    return as_mean(
-        labelled(
-            value,
-            logits=lax.stop_gradient(logits),
-            labels=labels,
-            axis=axis,
-            valid=valid,
-            where=where,
-            weights=weights,
-            reduction="partial",
-        )
-    )
+    return mean_of_rows(value, logits=logits, labels=labels, axis=axis, valid=valid, where=where, weights=weights)
 
 
 @compiled
@@ -95,10 +93,7 @@ def binary_log_loss(
     Peers: sklearn.metrics.log_loss, keras.metrics.BinaryCrossentropy.
     Reference: Good (1952), Rational decisions, J. R. Stat. Soc. B 14(1).
     """
-    logits, targets = lax.stop_gradient((logits, targets))
-    return as_mean(
-        pointwise(binary_nll, logits=logits, targets=targets, where=where, weights=weights, reduction="partial")
-    )
+    return mean_of_entries(binary_nll, logits=logits, targets=targets, where=where, weights=weights)
 
 
 @compiled
@@ -129,21 +124,10 @@ def brier(
     """
 
     def value(z: Array, labels: Array, *, axis: int, valid: Array | None = None) -> Array:
-        z = _existing(z, valid)
+        z = widen(existing(z, valid))
         return jnp.sum(jnp.square(softmax(z, axis) - is_label(z, labels, axis)), axis=axis)
 
-    return as_mean(
-        labelled(
-            value,
-            logits=lax.stop_gradient(logits),
-            labels=labels,
-            axis=axis,
-            valid=valid,
-            where=where,
-            weights=weights,
-            reduction="partial",
-        )
-    )
+    return mean_of_rows(value, logits=logits, labels=labels, axis=axis, valid=valid, where=where, weights=weights)
 
 
 @compiled
@@ -172,8 +156,7 @@ def binary_brier(
     def value(x: Array, t: Array) -> Array:
         return jnp.square(sigmoid(x) - t)
 
-    logits, targets = lax.stop_gradient((logits, targets))
-    return as_mean(pointwise(value, logits=logits, targets=targets, where=where, weights=weights, reduction="partial"))
+    return mean_of_entries(value, logits=logits, targets=targets, where=where, weights=weights)
 
 
 @jax.tree_util.register_dataclass
@@ -188,12 +171,12 @@ class Calibration(Tallied):
     @property
     def value(self) -> Array:
         """The expected calibration error: sum over bins of count / n |outcome - prediction|, in [0, 1]; 0 for none."""
-        return _average(jnp.sum(jnp.abs(self.gap.value)), jnp.sum(self.count.value))
+        return ratio(jnp.sum(jnp.abs(self.gap.value)), jnp.sum(self.count.value))
 
     @property
     def worst(self) -> Array:
         """The maximum calibration error: the greatest gap of a bin that is not empty."""
-        return jnp.max(jnp.abs(_average(self.gap.value, self.count.value)))
+        return jnp.max(jnp.abs(ratio(self.gap.value, self.count.value)))
 
     @property
     def predictions(self) -> Array:
@@ -207,7 +190,7 @@ class Calibration(Tallied):
 
     def _of_bins(self, totals: Array) -> Array:
         count = self.count.value
-        return jnp.where(count == 0, jnp.nan, _average(totals, count))
+        return jnp.where(count == 0, jnp.nan, ratio(totals, count))
 
 
 @compiled
@@ -241,10 +224,10 @@ def calibration(
     """
 
     def confidence(z: Array, labels: Array, *, axis: int, valid: Array | None = None) -> Array:
-        return jnp.max(softmax(_existing(z, valid), axis), axis=axis)
+        return jnp.max(softmax(widen(existing(z, valid)), axis), axis=axis)
 
     def right(z: Array, labels: Array, *, axis: int, valid: Array | None = None) -> Array:
-        z = _existing(z, valid)
+        z = widen(existing(z, valid))
         return (jnp.argmax(z, axis=axis) == labels).astype(z.dtype)
 
     logits = lax.stop_gradient(logits)
@@ -289,7 +272,6 @@ def _in_bins(probability: Array, outcome: Array, count: Array, bins: int) -> Cal
     if bins < 1:
         raise ValueError(f"`bins` must be at least 1, got {bins}")
     p = probability[None]
-
     steps = jnp.arange(bins, dtype=p.dtype).reshape((-1,) + (1,) * probability.ndim)
     # Compared with the edges: a product p * bins would be rounded across one. nan is in every bin.
     inside = ~((p <= steps / bins) & (steps > 0)) & ~((p > (steps + 1) / bins) & (steps < bins - 1))
@@ -300,11 +282,3 @@ def _in_bins(probability: Array, outcome: Array, count: Array, bins: int) -> Cal
 
     # outcome - prediction is summed as such: it is small where the sums of both are large.
     return Calibration(total(count), total(count * probability), total(count * (outcome - probability)))
-
-
-def _existing(z: Array, valid: Array | None) -> Array:
-    return widen(z if valid is None else jnp.where(valid, z, -jnp.inf))
-
-
-def _average(total: Array, count: Array) -> Array:
-    return jnp.where(count == 0, 0, total / jnp.where(count == 0, 1, count))

@@ -11,12 +11,22 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxloss.core.compiled import compiled
-from jaxloss.core.frames import labelled, pointwise
+from jaxloss.core.frames import labelled
 from jaxloss.core.inputs import as_array, as_scalars
 from jaxloss.core.reduction import Mean
 from jaxloss.core.sharding import take_label
 from jaxloss.core.types import Array, BinaryLogit, Label, Logit, Mask, Probability, Real, ValidMask, Weights
-from jaxloss.metrics.tallies import Tallied, Total, as_mean, counts, entries, on_every_device
+from jaxloss.metrics.tallies import (
+    Tallied,
+    Total,
+    counts,
+    entries,
+    existing,
+    mean_of_entries,
+    mean_of_rows,
+    on_every_device,
+    ratio,
+)
 
 __all__ = ["Confusion", "accuracy", "binary_accuracy", "binary_confusion", "confusion", "top_k_accuracy"]
 
@@ -117,17 +127,8 @@ def binary_accuracy(
         hit = ((x > threshold) == (t == 1)).astype(x.dtype)
         return jnp.where(jnp.isnan(x) | _is_no_answer(t), jnp.nan, hit)
 
-    logits, targets = lax.stop_gradient((logits, targets))
-    return as_mean(
-        pointwise(
-            value,
-            logits=logits,
-            targets=targets,
-            scalars={"threshold": threshold},
-            where=where,
-            weights=weights,
-            reduction="partial",
-        )
+    return mean_of_entries(
+        value, logits=logits, targets=targets, scalars={"threshold": threshold}, where=where, weights=weights
     )
 
 
@@ -159,7 +160,7 @@ class Confusion(Tallied):
     def accuracy(self) -> Array:
         """The share of the rows on the diagonal."""
         matrix = self.value
-        return _ratio(jnp.trace(matrix), jnp.sum(matrix), 0.0)
+        return ratio(jnp.trace(matrix), jnp.sum(matrix), 0.0)
 
     def precision(self, average: Average | None = "macro", *, zero_division: float = 0.0) -> Array:
         """Of the rows for which a class was predicted, the share that is of it."""
@@ -186,7 +187,7 @@ class Confusion(Tallied):
         if average == "micro":
             hits, labels, predictions = jnp.sum(hits), jnp.sum(labels), jnp.sum(predictions)
         below = of_labels * labels + of_predictions * predictions
-        each = _ratio((of_labels + of_predictions) * hits, below, zero_division)
+        each = ratio((of_labels + of_predictions) * hits, below, zero_division)
         if average is None or average == "micro":
             return each
         if average == "binary":
@@ -199,7 +200,7 @@ class Confusion(Tallied):
         if math.isnan(zero_division):
             # Only what could not be divided: a nan of a poisoned matrix stays.
             share = jnp.where(below == 0, 0, share)
-        return _ratio(jnp.sum(jnp.where(share == 0, 0, each * share)), jnp.sum(share), zero_division)
+        return ratio(jnp.sum(jnp.where(share == 0, 0, each * share)), jnp.sum(share), zero_division)
 
 
 @compiled
@@ -233,7 +234,7 @@ def confusion(
     """
 
     def predicted(z: Array, labels: Array, *, axis: int, valid: Array | None = None) -> Array:
-        z = _existing(z, valid)
+        z = existing(z, valid)
         unknown = jnp.any(jnp.isnan(z), axis=axis)
         return jnp.where(unknown, jnp.nan, jnp.argmax(z, axis=axis).astype(jnp.promote_types(jnp.float32, z.dtype)))
 
@@ -295,35 +296,15 @@ def _counted(labels: Array, chosen: Array, count: Array, classes: int) -> Confus
 
 def _hits(logits: Logit, labels: Label, k: int, axis: int, valid: ValidMask, where: Mask, weights: Weights) -> Mean:
     def value(z: Array, labels: Array, *, axis: int, valid: Array | None = None) -> Array:
-        z = _existing(z, valid)
+        z = existing(z, valid)
         own = take_label(z, labels, axis)
         earlier = lax.broadcasted_iota(labels.dtype, z.shape, axis) < jnp.expand_dims(labels, axis)
         before = jnp.sum((z > own) | ((z == own) & earlier), axis=axis, dtype=jnp.int32)
         unknown = jnp.any(jnp.isnan(z), axis=axis)
         return jnp.where(unknown, jnp.nan, (before < k).astype(jnp.promote_types(jnp.float32, z.dtype)))
 
-    return as_mean(
-        labelled(
-            value,
-            logits=lax.stop_gradient(logits),
-            labels=labels,
-            axis=axis,
-            valid=valid,
-            where=where,
-            weights=weights,
-            reduction="partial",
-        )
-    )
-
-
-def _existing(z: Array, valid: Array | None) -> Array:
-    return z if valid is None else jnp.where(valid, z, -jnp.inf)
+    return mean_of_rows(value, logits=logits, labels=labels, axis=axis, valid=valid, where=where, weights=weights)
 
 
 def _is_no_answer(t: Array) -> Array:
     return (t != 0) & (t != 1)
-
-
-def _ratio(above: Array, below: Array, otherwise: float) -> Array:
-    empty = below == 0
-    return jnp.where(empty, otherwise, above / jnp.where(empty, 1, below))

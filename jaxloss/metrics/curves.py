@@ -13,7 +13,7 @@ from jaxloss.core import sharding
 from jaxloss.core.compiled import compiled
 from jaxloss.core.types import Array, AxisName, Mask, Probability, Real, Weights
 from jaxloss.metrics.sorted_counts import precision_sum, sorted_counts
-from jaxloss.metrics.tallies import Tallied, Total, entries, on_every_device, summed
+from jaxloss.metrics.tallies import Tallied, Total, entries, on_every_device, safe, summed
 
 __all__ = [
     "BinnedAveragePrecision",
@@ -75,8 +75,8 @@ def roc_auc(
     # Of each negative: the positives above it, and half of those beside it.
     ahead = (at.positives_before + at.positives_through).astype(poison.dtype)
     positives, negatives = (_last(x).astype(poison.dtype) for x in (at.positives, at.negatives))
-    pairs = summed(at.negative.astype(poison.dtype) * (ahead / (2 * _safe(positives))))
-    area = _defined(pairs / _safe(negatives), (positives > 0) & (negatives > 0)) + poison
+    pairs = summed(at.negative.astype(poison.dtype) * (ahead / (2 * safe(positives))))
+    area = _defined(pairs / safe(negatives), (positives > 0) & (negatives > 0)) + poison
     return Whole(_alike(area, axis_name), "binned_roc_auc")
 
 
@@ -110,7 +110,7 @@ def average_precision(
     s, signed, poison = _all_entries(scores, targets, axis_name, where, weights)
     at = sorted_counts(s, signed)
     positives = _last(at.positives).astype(poison.dtype)
-    area = precision_sum(at, poison.dtype) / _safe(positives)
+    area = precision_sum(at, poison.dtype) / safe(positives)
     return Whole(_alike(_defined(area, positives > 0) + poison, axis_name), "binned_average_precision")
 
 
@@ -151,7 +151,7 @@ class BinnedAveragePrecision(_Histogram):
         """The area, in (0, 1]; nan without a positive."""
         positive, negative = self.positives.value[::-1], self.negatives.value[::-1]
         through = jnp.cumsum(positive)
-        precision = through / _safe(through + jnp.cumsum(negative))
+        precision = through / safe(through + jnp.cumsum(negative))
         return summed(_shares(self.positives)[::-1] * precision)
 
 
@@ -257,16 +257,12 @@ def _poison(scores: Array, targets: Array, count: Array) -> Array:
 def _shares(counts: Total) -> Array:
     each = counts.value
     whole = jnp.sum(each)
-    return _defined(each / _safe(whole), whole != 0)
+    return _defined(each / safe(whole), whole != 0)
 
 
 def _last(x: Array) -> Array:
     """The last of sums that go on; 0 of nothing."""
     return jnp.max(x, initial=0)
-
-
-def _safe(x: Array) -> Array:
-    return jnp.where(x == 0, 1, x)
 
 
 def _defined(x: Array, condition: Array) -> Array:

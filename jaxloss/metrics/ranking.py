@@ -9,17 +9,16 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from jaxloss.algorithms.smooth_ranks import exponential_gains
 from jaxloss.core.compiled import compiled
 from jaxloss.core.frames import listwise
-from jaxloss.core.numerics import expm1, widen
+from jaxloss.core.numerics import widen
 from jaxloss.core.reduction import Mean
 from jaxloss.core.types import Array, Mask, NonNegative, Real, ValidMask, Weights
 from jaxloss.metrics.sorted_counts import SortedCounts, precision_sum, sorted_counts, tie_starts
-from jaxloss.metrics.tallies import as_mean
+from jaxloss.metrics.tallies import as_mean, safe
 
 __all__ = ["mean_average_precision", "mean_reciprocal_rank", "ndcg", "precision_at", "recall_at"]
-
-_LN2 = 0.6931471805599453
 
 
 @compiled
@@ -61,8 +60,7 @@ def ndcg(
     def value(scores: Array, relevance: Array, valid: Array) -> tuple[Array, Array]:
         r = jnp.where(valid, relevance, 0)
         top = jnp.max(r, axis=-1, keepdims=True, initial=0)
-        # Divided by 2^top: neither large nor small relevance overflows or cancels.
-        gains = jnp.exp((r - top) * _LN2) * -expm1(-r * _LN2) if gain == "exponential" else r / _safe(top)
+        gains = exponential_gains(relevance, valid) if gain == "exponential" else r / safe(top)
         # nan stands behind -inf, so that what does not exist is no tie of what does.
         key = jnp.where(valid, -scores, jnp.nan)
         key, by_score = lax.sort((key, gains), dimension=key.ndim - 1, num_keys=1, is_stable=False)
@@ -73,7 +71,7 @@ def ndcg(
             discount = jnp.where(place < k, discount, 0)
         found = jnp.sum(discount * _mean_of_ties(by_score, tie_starts(key)), axis=-1)
         ideal = jnp.sum(discount * best, axis=-1)
-        return found / _safe(ideal), top[..., 0] > 0
+        return found / safe(ideal), top[..., 0] > 0
 
     return _over_lists(value, scores, relevance, axis, valid, where, weights)
 
@@ -306,7 +304,3 @@ def _mean_of_ties(x: Array, first: Array) -> Array:
 def _at_least_one(name: str, k: int | None) -> None:
     if k is not None and k < 1:
         raise ValueError(f"`k` of {name} must be at least 1, got {k}")
-
-
-def _safe(x: Array) -> Array:
-    return jnp.where(x == 0, 1, x)

@@ -10,10 +10,9 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxloss.core.compiled import compiled
-from jaxloss.core.frames import pointwise
 from jaxloss.core.reduction import Mean
 from jaxloss.core.types import Array, Mask, Real, Weights
-from jaxloss.metrics.tallies import Tallied, Total, as_mean, entries
+from jaxloss.metrics.tallies import Tallied, Total, entries, mean_of_entries
 
 __all__ = ["Determination", "RootMean", "mean_absolute", "r2", "root_mean_squared"]
 
@@ -38,10 +37,7 @@ def mean_absolute(predictions: Real, targets: Real, *, where: Mask = None, weigh
     def value(p: Array, t: Array) -> Array:
         return jnp.abs(p - t)
 
-    predictions, targets = lax.stop_gradient((predictions, targets))
-    return as_mean(
-        pointwise(value, predictions=predictions, targets=targets, where=where, weights=weights, reduction="partial")
-    )
+    return mean_of_entries(value, predictions=predictions, targets=targets, where=where, weights=weights)
 
 
 @jax.tree_util.register_dataclass
@@ -77,10 +73,7 @@ def root_mean_squared(predictions: Real, targets: Real, *, where: Mask = None, w
     def value(p: Array, t: Array) -> Array:
         return jnp.square(p - t)
 
-    predictions, targets = lax.stop_gradient((predictions, targets))
-    squares = as_mean(
-        pointwise(value, predictions=predictions, targets=targets, where=where, weights=weights, reduction="partial")
-    )
+    squares = mean_of_entries(value, predictions=predictions, targets=targets, where=where, weights=weights)
     return RootMean(Total.of(squares.total), Total.of(squares.weight))
 
 

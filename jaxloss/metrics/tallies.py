@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, Self, TypeVar, cast
 
 import jax
@@ -11,10 +12,26 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxloss.core import inputs, sharding
+from jaxloss.core.frames import labelled, pointwise
 from jaxloss.core.reduction import Mean, admit_mask, admit_weights
-from jaxloss.core.types import Array, ArrayLike, AxisName, Mask, Weights
+from jaxloss.core.types import Array, ArrayLike, AxisName, Mask, ValidMask, Weights
 
-__all__ = ["Entries", "Tallied", "Total", "as_mean", "counts", "entries", "merge_over", "on_every_device", "summed"]
+__all__ = [
+    "Entries",
+    "Tallied",
+    "Total",
+    "as_mean",
+    "counts",
+    "entries",
+    "existing",
+    "mean_of_entries",
+    "mean_of_rows",
+    "merge_over",
+    "on_every_device",
+    "ratio",
+    "safe",
+    "summed",
+]
 
 M = TypeVar("M")
 
@@ -131,6 +148,59 @@ def counts(where: Mask, weights: Weights, shape: tuple[int, ...], dtype: Any) ->
     weight = lax.stop_gradient(weight)
     each = jnp.ones(shape, jnp.int32) if weight is None else weight
     return each if mask is None else jnp.where(mask, each, 0)
+
+
+def mean_of_rows(
+    value: Callable[..., Array],
+    *,
+    logits: ArrayLike,
+    labels: ArrayLike,
+    axis: int,
+    valid: ValidMask,
+    where: Mask,
+    weights: Weights,
+) -> Mean:
+    """The mean of `value(logits, labels, axis=, valid=)`, one a row."""
+    return as_mean(
+        labelled(
+            value,
+            logits=lax.stop_gradient(logits),
+            labels=labels,
+            axis=axis,
+            valid=valid,
+            where=where,
+            weights=weights,
+            reduction="partial",
+        )
+    )
+
+
+def mean_of_entries(
+    value: Callable[..., Array],
+    *,
+    scalars: Mapping[str, ArrayLike] | None = None,
+    where: Mask,
+    weights: Weights,
+    **arrays: ArrayLike,
+) -> Mean:
+    """The mean of `value` of the arrays, entry by entry, and of the scalars."""
+    fixed = lax.stop_gradient(arrays)
+    return as_mean(pointwise(value, scalars=scalars, where=where, weights=weights, reduction="partial", **fixed))
+
+
+def existing(z: Array, valid: Array | None) -> Array:
+    """Scores, -inf of classes that do not exist."""
+    return z if valid is None else jnp.where(valid, z, -jnp.inf)
+
+
+def safe(x: Array) -> Array:
+    """What may be divided by: 1 for 0."""
+    return jnp.where(x == 0, 1, x)
+
+
+def ratio(above: Array, below: Array, otherwise: float = 0.0) -> Array:
+    """above / below, and `otherwise` where there is nothing to divide by."""
+    return jnp.where(below == 0, otherwise, above / safe(below))
 
 
 def as_mean(partial: Array) -> Mean:
