@@ -6,11 +6,14 @@ the code under test.
 
 import numpy as np
 from cases_alignment import CASES as ALIGNMENT
+from cases_classes import CASES as CLASSES
 from cases_contrastive import CASES as CONTRASTIVE
 from cases_embedding import CASES as EMBEDDING
 from cases_language import CASES as LANGUAGE
+from cases_numbers import CASES as NUMBERS
 from cases_ranking import CASES as RANKING
 from cases_ranking_surrogates import CASES as RANKING_SURROGATES
+from cases_regions import CASES as REGIONS
 from cases_sequence import CASES as SEQUENCE
 from cases_sorted import CASES as SORTED
 from cases_transducer import CASES as TRANSDUCER
@@ -292,4 +295,7 @@ CASES = (
     *LANGUAGE,
     *SEQUENCE,
     *SORTED,
+    *CLASSES,
+    *NUMBERS,
+    *REGIONS,
 )

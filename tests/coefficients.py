@@ -33,6 +33,21 @@ def log_cosh_tail(s):
     return (mp.log(mp.cosh(mp.sqrt(s))) / s - mp.mpf(1) / 2) / s if s else -mp.mpf(1) / 12
 
 
+def gamma_tail(t):
+    """-log Gamma(1 + t) / (t (1 - t)): what is left when both zeros are split off."""
+    if t in (0, 1):
+        return mp.euler if t == 0 else 1 - mp.euler
+    return -mp.loggamma(t + 1) / (t * (1 - t))
+
+
+def stirling_tail(w):
+    """What Stirling's formula lacks of log(t!) at t = 1 / sqrt(w), times t."""
+    if w < 1e-8:
+        return mp.mpf(1) / 12 - w / 360 + w * w / 1260
+    t = 1 / mp.sqrt(w)
+    return t * (mp.loggamma(t + 1) - t * mp.log(t) + t - mp.log(2 * mp.pi * t) / 2)
+
+
 # name: (function, interval, terms in float32, terms in float64)
 FITS = {
     "LOG1P": (log1p_tail, (0, mp.mpf(1) / 9), 5, 15),
@@ -41,6 +56,8 @@ FITS = {
     "EXPM1_WIDE": (expm1_tail, (-2, 2), 11, 19),
     "TANH": (tanh_tail, (0, mp.mpf("0.36")), 6, 16),
     "LOG_COSH": (log_cosh_tail, (0, 1), 8, 21),
+    "LOG_FACTORIAL": (gamma_tail, (0, 1), 10, 22),
+    "STIRLING": (stirling_tail, (0, 1), 7, 22),
 }
 
 

@@ -31,6 +31,7 @@ __all__ = [
     "focal",
     "label_nll",
     "log_sum_exp",
+    "shortfall",
     "sigmoid",
     "soft_label_nll",
     "softmax",
@@ -380,6 +381,32 @@ weighted_binary_nll = differentiable(
     lambda x, t, w: t * softplus(-x),
 )
 weighted_binary_nll.__doc__ = "-w t log sigmoid(x) - (1 - t) log sigmoid(-x), for t in [0, 1] and a scalar w >= 0."
+
+
+# --- Margins ------------------------------------------------------------------------------------------------------
+
+
+def _shortfall_value(high: Array, low: Array, margin: Array) -> Array:
+    # What rounding dropped of the difference is given back: where that nearly equals the margin, nothing else is left.
+    # By halves, so that no difference overflows, and with the lowest finite number for -inf: else what was dropped
+    # would be nan.
+    lowest = -0.5 * float(jnp.finfo(high.dtype).max)
+    difference, dropped = subtract(jnp.maximum(0.5 * low, lowest), jnp.maximum(0.5 * high, lowest))
+    return 2 * jnp.maximum((0.5 * margin + difference) + dropped, 0)
+
+
+def _pull(high: Array, low: Array, margin: Array) -> Array:
+    # Written down, because the derivative of a maximum at a tie is one half of each: at the margin it is to be 0.
+    return (_shortfall_value(high, low, margin) > 0).astype(high.dtype)
+
+
+shortfall = differentiable(
+    _shortfall_value,
+    lambda high, low, margin: -_pull(high, low, margin),
+    _pull,
+    _pull,
+)
+shortfall.__doc__ = "max(0, margin - (high - low)), to the last digit; -inf counts as the lowest finite number."
 
 
 # --- Focal --------------------------------------------------------------------------------------------------------

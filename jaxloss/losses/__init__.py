@@ -9,10 +9,13 @@ from jaxloss.losses.geometry import *
 from jaxloss.losses.language import *
 from jaxloss.losses.margin import *
 from jaxloss.losses.multiclass import *
+from jaxloss.losses.multilabel import *
+from jaxloss.losses.noisy_labels import *
 from jaxloss.losses.probabilistic import *
 from jaxloss.losses.ranking import *
 from jaxloss.losses.ranking_surrogates import *
 from jaxloss.losses.regression import *
+from jaxloss.losses.robust import *
 from jaxloss.losses.segmentation import *
 from jaxloss.losses.sequence import *
 from jaxloss.losses.transport import *

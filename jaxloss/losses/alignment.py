@@ -61,7 +61,8 @@ def ctc(
     Returns: nats, in [0, inf]; one number a sequence.
     Gradient: softmax(logits_t) minus the share of all alignments that is in each class at frame t; within 1e-5 at
       T = 8000, where log-space recursions in float32 are off by 1e-2. Each frame's sums to 0.
-    Peers: optax.ctc_loss, torch.nn.CTCLoss, torch.nn.functional.ctc_loss, keras.losses.CTC.
+    Peers: optax.ctc_loss, optax.ctc_loss_with_forward_probs, torch.nn.CTCLoss, torch.nn.functional.ctc_loss,
+      keras.losses.CTC.
     Reference: Graves, Fernández, Gomez and Schmidhuber (2006), Connectionist temporal classification, ICML.
     """
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import jax.numpy as jnp
 
 from jaxloss.core.compiled import compiled
-from jaxloss.core.formulas import binary_focal, binary_nll, weighted_binary_nll
+from jaxloss.core.formulas import binary_focal, binary_nll, sigmoid, softplus, weighted_binary_nll
 from jaxloss.core.frames import pointwise
 from jaxloss.core.numerics import apart, differentiable, log1p
 from jaxloss.core.types import (
@@ -22,7 +22,16 @@ from jaxloss.core.types import (
     Weights,
 )
 
-__all__ = ["binary_cross_entropy", "hinge", "sigmoid_cross_entropy", "sigmoid_focal"]
+__all__ = [
+    "binary_cross_entropy",
+    "hinge",
+    "logistic",
+    "perceptron",
+    "sigmoid_cross_entropy",
+    "sigmoid_focal",
+    "sparsemax_binary",
+    "squared_hinge",
+]
 
 
 @compiled
@@ -218,3 +227,196 @@ def hinge(
     """
 
     return pointwise(_hinge, scores=scores, signs=signs, where=where, weights=weights, reduction=reduction)
+
+
+def _squared_hinge_slope_value(scores: Array, signs: Array) -> Array:
+    scores, signs, zero, one = apart(scores, signs, jnp.zeros((), scores.dtype), jnp.ones((), scores.dtype))
+    return -2 * signs * jnp.maximum(one - signs * scores, zero)
+
+
+_squared_hinge_slope = differentiable(
+    _squared_hinge_slope_value,
+    lambda scores, signs: jnp.where(signs * scores < 1, 2 * jnp.square(signs), 0),
+    lambda scores, signs: jnp.where(signs * scores < 1, 4 * signs * scores - 2, 0),
+)
+
+_squared_hinge = differentiable(
+    lambda scores, signs: jnp.square(jnp.maximum(1 - signs * scores, 0)),
+    _squared_hinge_slope,
+    lambda scores, signs: -2 * scores * _hinge(scores, signs),
+)
+
+
+@compiled
+def squared_hinge(
+    scores: Real,
+    signs: Sign,
+    *,
+    where: Mask = None,
+    weights: Weights = None,
+    reduction: Reduction = "mean",
+) -> Array:
+    """Square of how far a score falls short of a margin of 1 on the right side of 0.
+
+        max(0, 1 - signs scores)^2
+
+    Use like `hinge` where the slope must not jump: it fades towards the margin, and grows with how wrong a score is.
+
+    Args:
+      scores: [...] real; their sign is the decision.
+      signs: [...] -1 or 1, the shape of `scores`. Labels in {0, 1} are spelled `signs=2 * labels - 1`.
+      where, weights, reduction: see `jaxloss.reduce`.
+    Returns: dimensionless, in [0, inf).
+    Gradient: -2 signs max(0, 1 - signs scores); continuous, its slope jumps from 2 to 0 at the margin.
+    Peers: keras.losses.SquaredHinge.
+    Reference: Chang, Hsieh and Lin (2008), Coordinate descent method for large-scale L2-loss linear support vector
+      machines, JMLR 9.
+    """
+
+    return pointwise(_squared_hinge, scores=scores, signs=signs, where=where, weights=weights, reduction=reduction)
+
+
+def _perceptron_slope(scores: Array, signs: Array) -> Array:
+    scores, signs, zero = apart(scores, signs, jnp.zeros((), scores.dtype))
+    return jnp.where(signs * scores < zero, -signs, zero)
+
+
+_perceptron = differentiable(
+    lambda scores, signs: jnp.maximum(-signs * scores, 0),
+    _perceptron_slope,
+    lambda scores, signs: jnp.where(signs * scores < 0, -scores, 0),
+)
+
+
+@compiled
+def perceptron(
+    scores: Real,
+    signs: Sign,
+    *,
+    where: Mask = None,
+    weights: Weights = None,
+    reduction: Reduction = "mean",
+) -> Array:
+    """How far a score lies on the wrong side of 0.
+
+        max(0, -signs scores)
+
+    Use for the perceptron's own updates: only mistakes pull. All scores 0 is a minimum too, which `hinge` is not.
+
+    Args:
+      scores: [...] real; their sign is the decision.
+      signs: [...] -1 or 1, the shape of `scores`. Labels in {0, 1} are spelled `signs=2 * labels - 1`.
+      where, weights, reduction: see `jaxloss.reduce`.
+    Returns: score units, in [0, inf), exact.
+    Gradient: -signs on the wrong side, 0 on the right side and at a score of 0.
+    Peers: optax.losses.perceptron_loss, jaxopt.loss.binary_perceptron_loss.
+    Reference: Rosenblatt (1958), The perceptron: a probabilistic model for information storage and organization in the
+      brain, Psychological Review 65(6).
+    """
+
+    return pointwise(_perceptron, scores=scores, signs=signs, where=where, weights=weights, reduction=reduction)
+
+
+def _logistic_slope_value(scores: Array, signs: Array) -> Array:
+    scores, signs, one = apart(scores, signs, jnp.ones((), scores.dtype))
+    right = signs * scores
+    decay = jnp.exp(-jnp.abs(right))
+    return -signs * jnp.where(right < -right, one, decay) / (one + decay)
+
+
+_logistic_slope = differentiable(
+    _logistic_slope_value,
+    lambda scores, signs: jnp.square(signs) * sigmoid(scores) * sigmoid(-scores),
+    lambda scores, signs: sigmoid(-signs * scores) * (signs * scores * sigmoid(signs * scores) - 1),
+)
+
+_logistic = differentiable(
+    lambda scores, signs: softplus(-signs * scores),
+    _logistic_slope,
+    lambda scores, signs: -scores * sigmoid(-signs * scores),
+)
+
+
+@compiled
+def logistic(
+    scores: Real,
+    signs: Sign,
+    *,
+    where: Mask = None,
+    weights: Weights = None,
+    reduction: Reduction = "mean",
+) -> Array:
+    """Logistic loss of a score and a sign: the negative log-likelihood of a yes (1) or a no (-1).
+
+        log(1 + exp(-signs scores))
+
+    Use for yes-or-no questions whose answers are signs; labels in [0, 1] have `sigmoid_cross_entropy`.
+
+    Args:
+      scores: [...] real, log-odds of yes.
+      signs: [...] -1 or 1, the shape of `scores`.
+      where, weights, reduction: see `jaxloss.reduce`.
+    Returns: nats, in [0, inf); log(2) at a score of 0. A confident score keeps all digits: 1e-30 is not 0.
+    Gradient: -signs sigmoid(-signs scores), in (-1, 1); it keeps its digits in both tails.
+    Peers: torch.nn.SoftMarginLoss, torch.nn.functional.soft_margin_loss.
+    Reference: Friedman, Hastie and Tibshirani (2000), Additive logistic regression: a statistical view of boosting,
+      Ann. Stat. 28(2).
+    """
+
+    return pointwise(_logistic, scores=scores, signs=signs, where=where, weights=weights, reduction=reduction)
+
+
+def _sparsemax_value(scores: Array, signs: Array) -> Array:
+    margin = signs * scores
+    return jnp.where(margin < -1, -margin, 0.25 * jnp.square(jnp.maximum(1 - margin, 0)))
+
+
+def _sparsemax_slope_value(scores: Array, signs: Array) -> Array:
+    scores, signs, zero, one = apart(scores, signs, jnp.zeros((), scores.dtype), jnp.ones((), scores.dtype))
+    margin = signs * scores
+    return -signs * jnp.where(margin < -one, one, 0.5 * jnp.maximum(one - margin, zero))
+
+
+_sparsemax_slope = differentiable(
+    _sparsemax_slope_value,
+    lambda scores, signs: jnp.where(jnp.abs(scores) < 1, 0.5 * jnp.square(signs), 0),
+    lambda scores, signs: jnp.where(
+        jnp.abs(scores) < 1, signs * scores - 0.5, jnp.where(signs * scores < 0, -1.0, 0.0)
+    ),
+)
+
+_sparsemax = differentiable(
+    _sparsemax_value,
+    _sparsemax_slope,
+    lambda scores, signs: -0.5 * scores * jnp.clip(1 - signs * scores, 0, 2),
+)
+
+
+@compiled
+def sparsemax_binary(
+    scores: Real,
+    signs: Sign,
+    *,
+    where: Mask = None,
+    weights: Weights = None,
+    reduction: Reduction = "mean",
+) -> Array:
+    """The loss of two classes whose predicted probability is a line clipped to [0, 1] (modified Huber).
+
+        0               where m >= 1,   m = signs scores
+        1/4 (1 - m)^2   between
+        -m              where m <= -1
+
+    Use like `logistic` where a sure answer should have probability exactly 1 and pull no more.
+
+    Args:
+      scores: [...] real; the probability of yes is clip((1 + scores) / 2, 0, 1).
+      signs: [...] -1 or 1, the shape of `scores`. Labels in {0, 1} are spelled `signs=2 * labels - 1`.
+      where, weights, reduction: see `jaxloss.reduce`.
+    Returns: dimensionless, in [0, inf); 0 from a margin of 1 on.
+    Gradient: -signs clip((1 - m) / 2, 0, 1); continuous, its slope jumps at m = -1 and m = 1.
+    Peers: optax.losses.sparsemax_loss (labels in {0, 1}), jaxopt.loss.binary_sparsemax_loss.
+    Reference: Blondel, Martins and Niculae (2020), Learning with Fenchel-Young losses, JMLR 21(35), section 4.4.
+    """
+
+    return pointwise(_sparsemax, scores=scores, signs=signs, where=where, weights=weights, reduction=reduction)

@@ -11,12 +11,13 @@ import jax.numpy as jnp
 from jaxloss.core.compiled import compiled
 from jaxloss.core.formulas import log_sum_exp, softmax
 from jaxloss.core.frames import eventwise
-from jaxloss.core.numerics import differentiable, expm1_minus, log1p, widen, xlogx_gap
+from jaxloss.core.numerics import differentiable, exp_gap, expm1_minus, log1p, widen, xlogx_gap
 from jaxloss.core.types import (
     Array,
     Logit,
     LogProbability,
     Mask,
+    NonNegative,
     Probability,
     Real,
     Reduction,
@@ -25,6 +26,7 @@ from jaxloss.core.types import (
 
 __all__ = [
     "gaussian_kl",
+    "generalized_kl_divergence",
     "jensen_shannon",
     "kl_divergence",
     "kl_divergence_with_log_targets",
@@ -122,7 +124,7 @@ def kl_divergence_with_log_targets(
       where, weights, reduction: see `jaxloss.reduce`. torch's "mean" divides by all entries, ours by distributions.
     Returns: nats, in [0, inf] for normalised inputs. Within 4 (1 + k) ulp, k = sum exp(s) (|s| + |l|) / |value|.
     Gradient: -exp(log_targets), towards log_predictions.
-    Peers: optax.kl_divergence_with_log_targets, torch.nn.KLDivLoss.
+    Peers: optax.losses.kl_divergence_with_log_targets, torch.nn.KLDivLoss, rlax.categorical_kl_divergence.
     Reference: Kullback and Leibler (1951), On information and sufficiency, Ann. Math. Stat. 22(1).
     """
     return eventwise(
@@ -166,6 +168,46 @@ def reverse_kl_divergence(
     """
     return eventwise(
         _summed(_reverse_relative_entropy),
+        log_predictions=log_predictions,
+        targets=targets,
+        axis=axis,
+        where=where,
+        weights=weights,
+        reduction=reduction,
+    )
+
+
+@compiled
+def generalized_kl_divergence(
+    log_predictions: Logit,
+    targets: NonNegative,
+    *,
+    axis: int = -1,
+    where: Mask = None,
+    weights: Weights = None,
+    reduction: Reduction = "mean",
+) -> Array:
+    """Kullback-Leibler divergence of measures that need not add up to 1 (I-divergence).
+
+        sum_j t_j (log t_j - l_j) - t_j + exp(l_j),   l = log_predictions, t = targets;  0 log 0 = 0
+
+    Use to match amounts, counts or spectra, where the total is to be learnt too; between distributions it is
+    `kl_divergence`, and >= 0 entry by entry, however little they differ.
+
+    Args:
+      log_predictions: [..., C] logarithms of what is predicted; -inf predicts 0.
+      targets: [..., C] real >= 0, the same shape.
+      axis: the axis that is summed.
+      where, weights, reduction: see `jaxloss.reduce`.
+    Returns: nats, in [0, inf]; 0 only at equality, inf where a target meets l = -inf. No term cancels another: within
+      4 (1 + k) ulp, k = sum |l (exp(l) - t)| / value.
+    Gradient: exp(log_predictions) - targets, towards log_predictions; log(t) - l towards targets, -inf at t = 0.
+    Peers: optax.losses.generalized_kl_divergence.
+    Reference: Csiszar (1991), Why least squares and maximum entropy? An axiomatic approach to inference for linear
+      inverse problems, Ann. Stat. 19(4), section 1.
+    """
+    return eventwise(
+        _summed(exp_gap),
         log_predictions=log_predictions,
         targets=targets,
         axis=axis,
@@ -283,7 +325,7 @@ def gaussian_kl(
       where, weights, reduction: see `jaxloss.reduce`.
     Returns: nats, in [0, inf); 0 only where the two agree.
     Gradient: (mu - mu0) / exp(s0) towards mean, 1/2 (exp(d) - 1) towards log_variance; exact at 0, where they vanish.
-    Peers: none known.
+    Peers: rlax.multivariate_normal_kl_divergence.
     Reference: Kingma and Welling (2014), Auto-encoding variational Bayes, ICLR, appendix B.
     """
     prior = {"prior_mean": prior_mean, "prior_log_variance": prior_log_variance}

@@ -14,10 +14,10 @@ from jaxloss.algorithms.linear_blocks import in_auto_mode
 from jaxloss.algorithms.mined_triplets import of_anchors
 from jaxloss.algorithms.tiled_contrast import Marks, alike, log_sum, of_rows, plan_for, ready, unlike
 from jaxloss.core import inputs
-from jaxloss.core.compiled import compiled
+from jaxloss.core.compiled import compiled, traced
 from jaxloss.core.demand import demand
 from jaxloss.core.formulas import softplus
-from jaxloss.core.frames import Everyone, batchwise, eventwise
+from jaxloss.core.frames import Everyone, batchwise, eventwise, pointwise
 from jaxloss.core.numerics import absolute, norm, scale_exponent, unit, widen
 from jaxloss.core.reduction import admit_mask, reduce
 from jaxloss.core.types import (
@@ -35,7 +35,16 @@ from jaxloss.core.types import (
     Weights,
 )
 
-__all__ = ["circle", "contrastive_pair", "cosine_embedding", "mined_triplet", "multi_similarity", "triplet_margin"]
+__all__ = [
+    "circle",
+    "contrastive_pair",
+    "cosine_embedding",
+    "hinge_embedding",
+    "mined_triplet",
+    "multi_similarity",
+    "triplet_margin",
+    "triplet_margin_with_distance",
+]
 
 
 def _of_pairs(
@@ -171,6 +180,49 @@ def cosine_embedding(
     )
 
 
+@compiled
+def hinge_embedding(
+    distances: NonNegative,
+    signs: Sign,
+    *,
+    margin: Positive = 1.0,
+    where: Mask = None,
+    weights: Weights = None,
+    reduction: Reduction = "mean",
+) -> Array:
+    """The distance of pairs that belong together, and of others what they lack to a margin.
+
+        d                     where signs = 1,   d = distances
+        max(0, margin - d)    where signs = -1
+
+    Use like `contrastive_pair` with a distance of your own, taken before: nothing is squared.
+
+    Args:
+      distances: [...] real >= 0, one a pair.
+      signs: [...] 1 for a pair that belongs together, -1 for another.
+      margin: > 0, in units of distance; pairs that do not belong together count up to here.
+      where, weights, reduction: see `jaxloss.reduce`.
+    Returns: units of distance, in [0, inf).
+    Gradient: 1 for a pair that belongs together; -1 for another within the margin, 0 at the margin and beyond.
+    Peers: torch.nn.HingeEmbeddingLoss, torch.nn.functional.hinge_embedding_loss.
+    Reference: Collobert et al. (2011), Torch7: a MATLAB-like environment for machine learning, BigLearn, NIPS workshop.
+    """
+
+    def value(distances: Array, signs: Array, margin: Array) -> Array:
+        lacking = jnp.where(distances < margin, margin - distances, 0)
+        return jnp.where(signs > 0, distances, lacking)
+
+    return pointwise(
+        value,
+        distances=distances,
+        signs=signs,
+        scalars={"margin": margin},
+        where=where,
+        weights=weights,
+        reduction=reduction,
+    )
+
+
 def _distance(x: Array, y: Array, p: float, axis: int) -> Array:
     """|x - y| in the p-norm; at equality its gradient is 0, not nan."""
     difference = x - y
@@ -242,6 +294,90 @@ def triplet_margin(
         weights=weights,
         reduction=reduction,
     )
+
+
+def _euclidean(x: Array, y: Array) -> Array:
+    return _distance(x, y, 2, -1)
+
+
+def _apart_behind(x: Array, mask: Array | None, even: float, odd: float) -> Array:
+    """`x` [..., D] with harmless vectors behind the mask, for distances that nobody here knows.
+
+    Those of the three inputs differ in length and direction, are positive, and lie within the unit ball: a plain
+    Euclidean distance has no gradient where its two vectors are equal, a plain angle none where they are parallel.
+    """
+    if mask is None:
+        return x
+    index = jnp.arange(x.shape[-1])
+    vector = jnp.where(index % 2 == 0, even, odd) / math.sqrt(max(x.shape[-1], 1))
+    vector = vector.reshape((1,) * (x.ndim - 1) + vector.shape)
+    return jnp.where(jnp.expand_dims(mask, -1), x, vector.astype(x.dtype))
+
+
+@traced
+def triplet_margin_with_distance(
+    anchors: Real,
+    positives: Real,
+    negatives: Real,
+    *,
+    distance: Callable[[Array, Array], Array] | None = None,
+    margin: Positive = 1.0,
+    swap: bool = False,
+    axis: int = -1,
+    where: Mask = None,
+    weights: Weights = None,
+    reduction: Reduction = "mean",
+) -> Array:
+    """`triplet_margin` with a distance of your own.
+
+        max(0, d(a, p) - d(a, n) + margin),   a, p, n = anchors, positives, negatives, d = distance
+
+    Use when triplets are given and their distance is learnt, or another than a norm (a cosine, a hyperbolic one).
+
+    Args:
+      anchors, positives, negatives: [..., D] real, one shape.
+      distance: a function (x [..., D], y [..., D]) -> [...] of float32 or wider, its last axis that of `axis`. It may
+        close over parameters, which then get their gradients, and may be another one in each call, for nothing of it is
+        kept. None is the Euclidean distance.
+      margin: > 0, in units of distance.
+      swap: whether d(p, n) counts where it is shorter than d(a, n).
+      axis: the axis of the vectors' components.
+      where, weights, reduction: see `jaxloss.reduce`. Behind a mask `distance` sees vectors that are finite and differ.
+    Returns: units of distance, in [0, inf) for distances >= 0; 0 for a triplet that keeps the margin. Not compiled by
+      itself: call it within your own jit.
+    Gradient: that of d(a, p) - d(a, n) while the margin is violated, 0 beyond; towards what `distance` closes over too.
+    Peers: torch.nn.TripletMarginWithDistanceLoss, torch.nn.functional.triplet_margin_with_distance_loss.
+    Reference: Schroff, Kalenichenko and Philbin (2015), FaceNet, CVPR, eq. 3; swap: Balntas et al. (2016), BMVC.
+    """
+    named = inputs.admitted({"anchors": anchors, "positives": positives, "negatives": negatives})
+    full = inputs.assert_one_shape(named)
+    (vector_axis,) = inputs.canonical_axes(axis, full, "anchors")
+    shape = inputs.without_axes(full, (vector_axis,))
+    mask = admit_mask("where", where, shape)
+    # Widened once: each input is used twice, and its two gradients are added before they are rounded.
+    vectors = [jnp.moveaxis(widen(x), vector_axis, -1) for x in named.values()]
+    a, p, n = (
+        _apart_behind(x, mask, even, odd)
+        for x, (even, odd) in zip(vectors, ((0.5, 0.5), (0.25, 0.5), (0.125, 0.5)), strict=True)
+    )
+    (least,) = inputs.as_scalars({"margin": margin}, inputs.wide_dtype(named.values()))
+    assert least is not None
+
+    def between(x: Array, y: Array) -> Array:
+        found = (_euclidean if distance is None else distance)(x, y)
+        message = (
+            f"`distance` returned {list(jnp.shape(found))} for vectors {list(x.shape)}; one value for each is due: "
+            f"{list(shape)}"
+        )
+        demand(chex.assert_shape, found, shape, error=ValueError, message=message)
+        return widen(jnp.asarray(found))
+
+    far = between(a, n)
+    if swap:
+        far = jnp.minimum(far, between(p, n))
+    violation = between(a, p) - far + least
+    value = jnp.where(violation > 0, violation, 0)
+    return reduce(value, where=mask, weights=weights, reduction=reduction)
 
 
 @compiled
@@ -409,7 +545,7 @@ def circle(
       "partial" is marked as coupled.
     Gradient: -scale a_p sigmoid softmax_p and scale b_n sigmoid softmax_n towards the cosines: a and b are detached
       from them, as in the paper, so that this is not the slope of the value.
-    Peers: pytorch_metric_learning.losses.CircleLoss.
+    Peers: pytorch_metric_learning.losses.CircleLoss, keras.losses.Circle.
     Reference: Sun et al. (2020), Circle loss: a unified perspective of pair similarity optimization, CVPR, section 3.
     """
     return _of_cosines(

@@ -312,7 +312,7 @@ def margin_ranking(
       where, weights, reduction: see `jaxloss.reduce`.
     Returns: score units, in [0, inf).
     Gradient: -signs towards a and signs towards b for a pair closer than the margin; 0 at the margin itself.
-    Peers: torch.nn.MarginRankingLoss.
+    Peers: torch.nn.MarginRankingLoss, torch.nn.functional.margin_ranking_loss.
     Reference: Herbrich, Graepel and Obermayer (2000), Large margin rank boundaries for ordinal regression, MIT Press.
     """
 

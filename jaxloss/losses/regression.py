@@ -13,12 +13,22 @@ from jax.custom_derivatives import SymbolicZero
 
 from jaxloss.core.compiled import compiled
 from jaxloss.core.frames import eventwise, pointwise, statistic
-from jaxloss.core.numerics import absolute, apart, of_residual, scale_exponent, tanh, widen
+from jaxloss.core.numerics import (
+    absolute,
+    apart,
+    differentiable,
+    of_residual,
+    scale_exponent,
+    spread_apart,
+    tanh,
+    widen,
+)
 from jaxloss.core.numerics import log_cosh as log_cosh_of
-from jaxloss.core.types import Array, Mask, Positive, Real, Reduction, Weights
+from jaxloss.core.types import Array, Mask, NonNegative, Positive, Real, Reduction, Weights
 
 __all__ = [
     "absolute_error",
+    "absolute_percentage_error",
     "cosine_distance",
     "half_squared_error",
     "huber",
@@ -26,6 +36,7 @@ __all__ = [
     "root_mean_squared_error",
     "smooth_l1",
     "squared_error",
+    "squared_log_error",
 ]
 
 
@@ -121,6 +132,116 @@ def absolute_error(
     return pointwise(value, predictions=predictions, targets=targets, where=where, weights=weights, reduction=reduction)
 
 
+def _log_apart(p: Array, t: Array) -> Array:
+    """|log((1 + p) / (1 + t))| for p, t >= 0."""
+    # A difference of logarithms has no digit left where p is near t. The ratio of the larger to the smaller: the other
+    # way round it is 0 to the last digit for 1e-3 against 1e20.
+    x = jnp.abs(p - t) / (1 + jnp.minimum(p, t))
+    # log1p without a select, so that on a CPU a sum over it is one pass: what 1 + x was rounded by is added to first
+    # order. The maximum does nothing, but (1 + x) - 1 is x for the compiler.
+    one_more = jnp.maximum(1 + x, 1)
+    return jnp.log(one_more) + (x - (one_more - 1)) / one_more
+
+
+def _log_ratio_value(p: Array, t: Array) -> Array:
+    p, t = apart(p, t)
+    return jnp.where(p < t, -1, 1) * _log_apart(p, t)
+
+
+_log_ratio = differentiable(_log_ratio_value, lambda p, t: 1 / (1 + p), lambda p, t: -1 / (1 + t))
+
+_squared_log_error = differentiable(
+    lambda p, t: jnp.square(_log_apart(p, t)),
+    lambda p, t: 2 * _log_ratio(p, t) / (1 + p),
+    lambda p, t: -2 * _log_ratio(p, t) / (1 + t),
+)
+
+
+@compiled
+def squared_log_error(
+    predictions: NonNegative,
+    targets: NonNegative,
+    *,
+    where: Mask = None,
+    weights: Weights = None,
+    reduction: Reduction = "mean",
+) -> Array:
+    """Squared difference of log(1 + x); its mean is the mean squared logarithmic error (MSLE).
+
+        (log(1 + predictions) - log(1 + targets))^2
+
+    Use for amounts and counts that span orders of magnitude, 0 among them: far above 1 it is the ratio that counts.
+
+    Args:
+      predictions, targets: [...] real >= 0, one shape. Where both are > 0 and their unit is arbitrary, squared_error
+        of the logarithms needs no 1.
+      where, weights, reduction: see `jaxloss.reduce`.
+    Returns: squared nats, in [0, inf); 0 only at equality. Within 5 ulp, also of two numbers that are nearly equal.
+    Gradient: 2 log((1 + predictions) / (1 + targets)) / (1 + predictions); smooth, 0 at equality.
+    Peers: keras.losses.MeanSquaredLogarithmicError (which takes log(1 + 1e-7) for log(1 + 0)),
+      sklearn.metrics.mean_squared_log_error.
+    Reference: Tofallis (2015), A better measure of relative prediction accuracy for model selection and model
+      estimation, J. Oper. Res. Soc. 66(8), of 1 + the two numbers.
+    """
+
+    def value(predictions: Array, targets: Array) -> Array:
+        return _squared_log_error(predictions, targets)
+
+    return pointwise(value, predictions=predictions, targets=targets, where=where, weights=weights, reduction=reduction)
+
+
+def _percentage_value(p: Array, t: Array) -> Array:
+    d, scale = spread_apart(p, t)
+    return jnp.where(p == t, 0, scale * (jnp.abs(d) / jnp.abs(t)))
+
+
+def _percentage_slope(p: Array, t: Array) -> Array:
+    p, t = apart(p, t)
+    # Compared, because a difference of tiny numbers is flushed to 0, and its sign with it.
+    return jnp.where(p == t, 0, jnp.where(p > t, 1, -1) / jnp.abs(t))
+
+
+_percentage = differentiable(
+    _percentage_value,
+    _percentage_slope,
+    lambda p, t: -_percentage_slope(p, t) * jnp.where(p == t, 1, p / t),
+)
+
+
+@compiled
+def absolute_percentage_error(
+    predictions: Real,
+    targets: Real,
+    *,
+    where: Mask = None,
+    weights: Weights = None,
+    reduction: Reduction = "mean",
+) -> Array:
+    """Absolute difference over the target; its mean is the mean absolute percentage error (MAPE).
+
+        |predictions - targets| / |targets|
+
+    Use to report or train on relative errors where targets are well away from 0; it favours predictions that are too
+    low, whose error is at most 1.
+
+    Args:
+      predictions, targets: [...] real, one shape. A target of 0 has no percentage: leave it out with
+        `where=targets != 0`.
+      where, weights, reduction: see `jaxloss.reduce`.
+    Returns: a fraction (0.1 is 10 %), in [0, inf]; 0 only at equality. At targets = 0: inf, and 0 for predictions = 0.
+    Gradient: sign(predictions - targets) / |targets|, and 0 at equality; infinite at targets = 0.
+    Peers: keras.losses.MeanAbsolutePercentageError (100 times as large, and divides by 1e-7 at least),
+      sklearn.metrics.mean_absolute_percentage_error.
+    Reference: de Myttenaere, Golden, Le Grand and Rossi (2016), Mean absolute percentage error for regression models,
+      Neurocomputing 192.
+    """
+
+    def value(predictions: Array, targets: Array) -> Array:
+        return _percentage(predictions, targets)
+
+    return pointwise(value, predictions=predictions, targets=targets, where=where, weights=weights, reduction=reduction)
+
+
 def _huber_value(r: Array, delta: Array) -> Array:
     q = jnp.minimum(jnp.abs(r), delta)  # the part of |r| still on the parabola
     return q * (jnp.abs(r) - 0.5 * q)  # both branches in one expression: nothing to select
@@ -158,7 +279,7 @@ def huber(
     Returns: squared target units, in [0, inf); 0 only at equality.
     Gradient: clip(r, -delta, delta); continuous, its slope jumps at |r| = delta.
     Peers: optax.huber_loss, torch.nn.HuberLoss, torch.nn.functional.huber_loss, keras.losses.Huber,
-      jaxopt.loss.huber_loss.
+      jaxopt.loss.huber_loss, rlax.huber_loss.
     Reference: Huber (1964), Robust estimation of a location parameter, Ann. Math. Stat. 35(1).
     """
 
@@ -361,7 +482,7 @@ def cosine_distance(
       where, weights, reduction: see `jaxloss.reduce`.
     Returns: dimensionless, in [0, 2]; exactly 1 where either vector is 0.
     Gradient: orthogonal to `predictions`, at most 1 / |predictions| long; 0 where either vector is 0.
-    Peers: optax.cosine_distance, torch.nn.CosineSimilarity, keras.losses.CosineSimilarity.
+    Peers: optax.cosine_distance, optax.cosine_similarity, torch.nn.CosineSimilarity, keras.losses.CosineSimilarity.
     Reference: Salton, Wong and Yang (1975), A vector space model for automatic indexing, Comm. ACM 18(11).
     """
 
