@@ -1,7 +1,8 @@
-"""What jaxloss contains, read from the functions themselves: nothing is stored here.
+"""What jaxloss contains, read from the functions themselves, and what other libraries call it.
 
 A family is a module of `jaxloss.losses`, its `__all__` the list of its losses; annotations are the domains, and the
-docstring is the card. A card that lacks a part is refused when it is read, so the catalogue is also its test.
+docstring is the card. A card that lacks a part is refused when it is read, so the catalogue is also its test. How the
+arguments of other libraries' losses are converted stands in the tables of `jaxloss.peers`.
 """
 
 from __future__ import annotations
@@ -19,9 +20,11 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
+from jaxloss import peers
 from jaxloss.core.compiled import domains
+from jaxloss.peers import Answer
 
-__all__ = ["Entry", "entries", "entry", "find", "read"]
+__all__ = ["Answer", "Entry", "answers", "drop_ins", "entries", "entry", "find", "read"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,22 +68,68 @@ def find(query: str) -> tuple[Entry, ...]:
 
     Upper and lower case are one. An exact name comes first, then a peer's full name, then its last part (also spelt
     as words, with or without "loss"). A dotted name that is known asks for just that; else the losses follow that
-    match at least half of the words, first those that match more of them and in more telling places.
+    match at least half of the words (all, if the query is one known name), first those that match more of them and in
+    more telling places.
     """
     query = query.strip()
     wanted = query.lower()
     last = wanted.rpartition(".")[2]
+    known = {e.name: _known_as(e) for e in entries()}
     named = [
         [e for e in entries() if e.name == wanted],
         [e for e in entries() if wanted in map(str.lower, e.peers)],
-        [e for e in entries() if last in _last_parts(e)],
+        [e for e in entries() if wanted in known[e.name]],
+        [e for e in entries() if last in map(_last, known[e.name])],
         [e for e in entries() if _bare(last) == _bare(e.name)],
-        [e for e in entries() if _bare(last) in map(_bare, _last_parts(e))],
+        [e for e in entries() if _bare(last) in (_bare(_last(name)) for name in known[e.name])],
     ]
     hits = [e for tier in named for e in tier] if _bare(last) else []
-    if not (hits and "." in query):
-        hits += _by_words(query.rpartition(".")[2])
+    if not ("." in query and (hits or answers(query))):
+        hits += _by_words(_last(query), all_of_them=bool(hits) and len(query.split()) == 1)
     return tuple({e.name: e for e in hits}.values())
+
+
+def answers(query: str) -> tuple[Answer, ...]:
+    """How to say here what another library calls `query`: its loss, its arguments converted, what differs.
+
+        answers("torch.nn.BCEWithLogitsLoss")  its full name
+        answers("BCEWithLogitsLoss")           or the end of it, with "Loss" or without, in any case
+
+        for answer in answers("torch.nn.functional.kl_div"):
+            print(answer.when, answer.call, answer.differs, answer.not_yet, sep="\\n")
+
+    Those of a full name come alone. A name has several where its arguments choose the loss (`when` says which), and
+    some have no loss yet (`not_yet` says why). `jaxloss.peers.Answer` describes the parts; `drop_ins` names what in
+    `jaxloss.compat` takes the other library's arguments as they are.
+    """
+    wanted = query.strip().lower()
+    if not _bare(wanted):
+        return ()
+    exact = tuple(a for a in peers.answers() if wanted in map(str.lower, a.names))
+    ends = [a for a in peers.answers() if any(f".{name}".lower().endswith(f".{wanted}") for name in a.names)]
+    like = [a for a in peers.answers() if _bare(_last(wanted)) in (_bare(_last(name)) for name in a.names)]
+    return exact or tuple(dict.fromkeys([*ends, *like]))
+
+
+# Where `jaxloss.compat` keeps a library's names.
+COMPATIBLE = MappingProxyType(
+    {
+        "optax.losses": "jaxloss.compat.optax",
+        "torch.nn.functional": "jaxloss.compat.torch",
+        "keras.losses": "jaxloss.compat.keras",
+    }
+)
+
+
+def drop_ins(answer: Answer) -> tuple[str, ...]:
+    """The functions and classes of `jaxloss.compat` with the names and arguments that `answer` is about."""
+    found: list[str] = []
+    for name in answer.names:
+        library, _, last = name.rpartition(".")
+        module = COMPATIBLE.get(library)
+        if module and last in importlib.import_module(module).__all__:
+            found.append(f"{module}.{last}")
+    return tuple(found)
 
 
 # Modules of `jaxloss.losses` that hold no losses of their own.
@@ -204,8 +253,8 @@ SILENT = frozenset(
 )
 
 
-def _by_words(query: str) -> list[Entry]:
-    """The losses that match at least half of the words, the best first."""
+def _by_words(query: str, *, all_of_them: bool) -> list[Entry]:
+    """The losses that match at least half of the words, or all of them, the best first."""
     words = [word for word in _words(query) if word not in SILENT]
     if not words:
         return []
@@ -230,7 +279,7 @@ def _by_words(query: str) -> list[Entry]:
             for word in words
         }
         matched = sum(any(each) for each in scores.values())
-        if matched and 2 * matched >= len(words):
+        if matched and (1 if all_of_them else 2) * matched >= len(words):
             # The most telling place counts in full, the others a little.
             score = sum(rarity[word] * (0.75 * max(each) + 0.25 * sum(each)) for word, each in scores.items())
             ranked.append((-matched, -score, i))
@@ -259,8 +308,14 @@ def _match(word: str, tokens: Sequence[str]) -> float:
     return 0.5 if len(word) > 3 and any(token.startswith(word) for token in tokens) else 0.0
 
 
-def _last_parts(e: Entry) -> set[str]:
-    return {peer.rpartition(".")[2].lower() for peer in e.peers}
+def _known_as(e: Entry) -> list[str]:
+    """Its names elsewhere, in lower case: those on its card, and those that are answered by it."""
+    answered = [name for answer in peers.answers() if answer.loss == e.name for name in answer.names]
+    return [name.lower() for name in (*e.peers, *answered)]
+
+
+def _last(name: str) -> str:
+    return name.rpartition(".")[2]
 
 
 def _bare(name: str) -> str:

@@ -1,5 +1,6 @@
 """The catalogue says what the functions say, refuses a card that lacks a part, and finds by name, peer and words."""
 
+import importlib
 import inspect
 import re
 import types
@@ -8,10 +9,11 @@ import pytest
 from cases import CASES
 
 import jaxloss.losses as losses
-from jaxloss import catalogue
+from jaxloss import catalogue, peers
 from jaxloss.core.compiled import compiled
 from jaxloss.core.reduction import reduce
 from jaxloss.core.types import Array, Label, Logit, Mask, Positive, Probability, Real, Reduction, Weights
+from jaxloss.peers import Answer
 
 # Not from the catalogue: a card that cannot be read must fail one test, not the collection of all.
 NAMES = tuple(dict.fromkeys(case.name for case in CASES))
@@ -291,3 +293,113 @@ def test_find_among_the_real_losses(query, first):
 )
 def test_find_leads_into_the_right_family(query, family):
     assert catalogue.find(query)[0].family == family
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Other libraries' names
+
+
+TABLE = (
+    Answer(names=("torch.nn.ElasticLoss", "torch.nn.functional.elastic_loss"), loss="elastic", call="a", differs="A."),
+    Answer(names=("optax.losses.bouncy",), loss="yes_no", call="b", differs="B."),
+    Answer(names=("keras.losses.Elastic",), when="soft", loss="elastic", call="c", differs="C."),
+    Answer(names=("keras.losses.Elastic",), when="hard", loss="yes_no", call="d", differs="D."),
+    Answer(names=("rlax.wait",), not_yet="It is not built."),
+)
+
+
+@pytest.fixture
+def table(monkeypatch):
+    monkeypatch.setattr(peers, "answers", lambda: TABLE)
+
+
+def calls(query):
+    return "".join(answer.call or "-" for answer in catalogue.answers(query))
+
+
+@pytest.mark.usefixtures("table")
+@pytest.mark.parametrize(
+    ("query", "expected"),
+    [
+        ("torch.nn.ElasticLoss", "a"),  # a full name alone
+        (" TORCH.nn.functional.Elastic_loss ", "a"),
+        ("keras.losses.Elastic", "cd"),
+        ("ElasticLoss", "acd"),  # the last part first, then what is spelt otherwise
+        ("elastic loss", "acd"),
+        ("elastic", "cda"),
+        ("functional.elastic_loss", "acd"),
+        ("tf.keras.losses.Elastic", "acd"),  # not known in full: by its last part
+        ("bounc", ""),
+        ("rlax.wait", "-"),
+        ("Wait", "-"),
+        ("", ""),
+        ("loss", ""),
+        ("...", ""),
+        ("nothing of the kind", ""),
+    ],
+)
+def test_answers(query, expected):
+    assert calls(query) == expected
+
+
+@pytest.mark.usefixtures("springs", "table")
+def test_losses_are_found_by_the_names_that_they_answer_too():
+    assert names("optax.losses.bouncy") == ["yes_no"]
+    assert names("bouncy_loss") == ["yes_no"]
+    assert names("keras.losses.Elastic")[:2] == ["elastic", "yes_no"]
+    assert names("optax.elastic") == ["yes_no", "elastic"]  # first the loss that has the name on its card
+    assert names("rlax.wait") == []  # known, and not yet: its words are no question
+
+
+@pytest.mark.usefixtures("springs", "table")
+def test_after_one_known_name_come_only_losses_with_all_of_its_words():
+    assert names("SoftEntropyLoss") == ["softmax_entropy", "softmax_entropy_with_soft_labels"]
+    assert "sigmoid_entropy" in names("soft entropy")  # words ask for more
+
+
+@pytest.mark.parametrize(
+    ("query", "losses_of_it"),
+    [
+        ("BCEWithLogitsLoss", ["sigmoid_cross_entropy"]),
+        ("bcewithlogitsloss", ["sigmoid_cross_entropy"]),
+        ("cross_entropy", ["softmax_cross_entropy", "softmax_cross_entropy_with_soft_labels"]),
+        ("CrossEntropyLoss", ["softmax_cross_entropy", "softmax_cross_entropy_with_soft_labels"]),
+        ("SparseCategoricalCrossentropy", ["softmax_cross_entropy"]),
+        ("rax.pairwise_hinge_loss", ["pairwise_hinge"]),
+        ("optax.losses.l2_loss", ["half_squared_error"]),
+        ("jaxopt.loss.multiclass_logistic_loss", ["softmax_cross_entropy"]),
+        ("AdaptiveLogSoftmaxWithLoss", [None]),
+    ],
+)
+def test_answers_of_real_names(query, losses_of_it):
+    found = list(dict.fromkeys(answer.loss for answer in catalogue.answers(query)))
+    assert found == losses_of_it
+    if None not in losses_of_it:
+        assert losses_of_it[0] in names(query)
+
+
+@pytest.mark.parametrize(
+    ("query", "words"),
+    [
+        ("torch.nn.functional.ctc_loss", "target length"),
+        ("torch.nn.functional.kl_div", "number of all entries"),
+        ("keras.losses.MeanSquaredError", "element count"),
+        ("torch.nn.functional.cross_entropy", "`ignore_index` is `where`"),
+        ("jaxopt.loss.binary_hinge_loss", "label first"),
+        ("rax.softmax_loss", "which items exist"),
+        ("rlax.td_learning", "target minus prediction"),
+    ],
+)
+def test_the_convention_is_spelt_out(query, words):
+    assert words in " ".join(f"{answer.differs} {answer.not_yet}" for answer in catalogue.answers(query))
+
+
+def test_drop_ins_are_those_of_the_compatible_modules():
+    found = {name for answer in peers.answers() for name in catalogue.drop_ins(answer)}
+    for library in ("keras", "optax", "torch"):
+        module = importlib.import_module(f"jaxloss.compat.{library}")
+        # keras's base class, and its look-up by a string, are no losses.
+        expected = {f"{module.__name__}.{name}" for name in module.__all__ if name not in ("Loss", "get")}
+        assert {name for name in found if name.startswith(f"{module.__name__}.")} == expected
+    (answer,) = catalogue.answers("torch.nn.MSELoss")
+    assert catalogue.drop_ins(answer) == ("jaxloss.compat.torch.mse_loss",)

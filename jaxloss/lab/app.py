@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import os
+import textwrap
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,6 +15,7 @@ from rich.console import Console
 from rich.text import Text
 
 from jaxloss._version import __version__
+from jaxloss.peers import Answer
 
 __all__ = ["app"]
 
@@ -134,8 +136,8 @@ def list_losses(family: Annotated[str | None, typer.Option(help="Only this famil
 
 @app.command()
 def show(name: Annotated[str, typer.Argument(help="A loss, by its own name.")]) -> None:
-    """The whole card of one loss: signature, formula, arguments, gradient, peers, reference."""
-    from jaxloss import catalogue
+    """The whole card of one loss: signature, formula, arguments, gradient, peers, reference; how others call it."""
+    from jaxloss import catalogue, peers
 
     try:
         entry = catalogue.entry(name)
@@ -154,18 +156,27 @@ def show(name: Annotated[str, typer.Argument(help="A loss, by its own name.")]) 
         is_title = bool(colon) and title in (*catalogue.SECTIONS, "Raises")
         text = Text(title + colon, style="bold") + Text(rest) if is_title else Text(line)
         console.print(text, soft_wrap=True)
+    for answer in peers.answers():
+        if answer.loss == name:
+            _print_answer(answer)
 
 
 @app.command()
 def find(query: Annotated[list[str], typer.Argument(help="A name, another library's full name, or words.")]) -> None:
-    """Which losses answer a name, another library's name (torch.nn.HuberLoss), or words; the best first."""
+    """Which losses answer a name, another library's name (torch.nn.HuberLoss), or words; the best first.
+
+    For another library's name also its arguments converted, what differs, and its drop-in in jaxloss.compat.
+    """
     from jaxloss import catalogue
 
-    found = catalogue.find(" ".join(query))
-    if not found:
+    found, answers = catalogue.find(" ".join(query)), catalogue.answers(" ".join(query))
+    if not found and not answers:
         typer.echo(f"jaxloss: nothing answers {' '.join(query)!r}; see all with: jaxloss list", err=True)
         raise typer.Exit(1)
-    _print_entries([(e.name, e.family, e.summary) for e in found])
+    if found:
+        _print_entries([(e.name, e.family, e.summary) for e in found])
+    for answer in answers:
+        _print_answer(answer)
 
 
 def _print_entries(entries: Sequence[tuple[str, str, str]]) -> None:
@@ -175,6 +186,22 @@ def _print_entries(entries: Sequence[tuple[str, str, str]]) -> None:
     for name, family, summary in entries:
         line = Text(name.ljust(widths[0]), style="bold") + Text("  " + family.ljust(widths[1]), style="dim")
         console.print(line + Text("  " + summary), soft_wrap=True)
+
+
+def _print_answer(answer: Answer) -> None:
+    """The names elsewhere, then what to write here; the conversion is not wrapped: it is there to be copied."""
+    from jaxloss import catalogue
+
+    console = _console()
+    when = Text(f"  ({answer.when})", style="dim") if answer.when else Text()
+    console.print(Text("\n" + ", ".join(answer.names), style="bold") + when, soft_wrap=True)
+    if answer.call:
+        console.print(Text(f"    {answer.call}", style="cyan"), soft_wrap=True)
+    lines = [answer.not_yet and f"Not yet. {answer.not_yet}", answer.differs]
+    lines += [f"Drop-in: {name}" for name in catalogue.drop_ins(answer)]
+    for line in filter(None, lines):
+        wrapped = textwrap.wrap(line, console.width - 4, break_long_words=False, break_on_hyphens=False)
+        console.print(Text(textwrap.indent("\n".join(wrapped), "    ")), soft_wrap=True)
 
 
 def _signature(name: str, signature: inspect.Signature) -> str:

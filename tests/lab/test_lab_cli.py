@@ -104,6 +104,34 @@ def test_find_answers_by_a_peers_name_and_by_words():
     assert "nothing answers 'zzzz'" in result.stderr
 
 
+def test_find_converts_the_arguments_of_another_library():
+    out = call("find", "BCEWithLogitsLoss").output
+    lines = out.splitlines()
+    assert lines[0].startswith("sigmoid_cross_entropy ")
+    at = lines.index("torch.nn.BCEWithLogitsLoss, torch.nn.functional.binary_cross_entropy_with_logits")
+    assert lines[at - 1] == ""
+    assert lines[at + 1] == (
+        "    jl.sigmoid_cross_entropy(input, target, positive_weight=pos_weight, reduction=reduction)"
+    )
+    assert "its mean divides by their number" in " ".join(out.split())
+    assert lines[-1] == "    Drop-in: jaxloss.compat.torch.binary_cross_entropy_with_logits"
+
+
+def test_find_says_which_of_several_answers_and_why_there_is_none():
+    out = call("find", "torch.nn.KLDivLoss").output
+    assert "torch.nn.KLDivLoss, torch.nn.functional.kl_div  (log_target=True)\n    jl.kl_divergence_with_log" in out
+    result = call("find", "rlax.vtrace")
+    assert result.exit_code == 0
+    assert result.output.startswith("\nrlax.vtrace, rlax.leaky_vtrace, ")
+    assert "\n    Not yet. The reinforcement family is not built yet." in result.output
+
+
+def test_show_ends_with_what_others_call_it():
+    out = call("show", "huber").output
+    assert "\nrlax.huber_loss\n    jl.huber(x, jnp.zeros_like(x), delta=delta, reduction=" in out
+    assert "jl.smooth_l1" not in out
+
+
 def test_without_the_extra_one_sentence_says_what_to_install(monkeypatch, capsys):
     monkeypatch.delitem(sys.modules, "jaxloss.lab.app")
     monkeypatch.setitem(sys.modules, "typer", None)
