@@ -24,7 +24,6 @@ __all__ = ["Team", "WorkerDiedError", "measure"]
 _ROOT = pathlib.Path(__file__).parents[1]
 _LEAST_SECONDS = 0.01  # shorter work is called several times in a row, or the clocks themselves would be measured
 _MOST_ROUNDS = 40
-_SECONDS = 4.0  # for all variants of a point together, where the rounds are not given
 # Several processes hold the inputs; a float32 copy, a result and the truth come to each of them.
 _MEMORY_PER_ENTRY = 4 * 14
 
@@ -119,6 +118,7 @@ def measure(
     tiny: bool = False,
     smallest: bool = False,
     rounds: int | None = None,
+    seconds: float = 4.0,
     only: frozenset[str] | None = None,
 ) -> Iterator[dict[str, Any]]:
     """Every point of a case, as a record that goes into the results.
@@ -126,7 +126,8 @@ def measure(
     Args:
       tiny: the tiny size, checked, and timed once.
       smallest: the first size only.
-      rounds: how often each variant is timed; None for what fits into a few seconds.
+      rounds: how often each variant is timed; None for what fits into `seconds`.
+      seconds: for all variants of a point together, where the rounds are not given.
       only: names of variants; None for all.
     """
     description = team.ask("jax", "describe")
@@ -147,7 +148,9 @@ def measure(
             with tempfile.TemporaryDirectory(prefix="benchmark-") as directory:
                 _write_inputs(case, size, dtype, pathlib.Path(directory))
                 for mode in case.modes:
-                    found, refused = _point(case, variants, team, directory, dtype, mode, 1 if tiny else rounds, tiny)
+                    found, refused = _point(
+                        case, variants, team, directory, dtype, mode, 1 if tiny else rounds, seconds, tiny
+                    )
                     yield {
                         "case": case.name,
                         "dtype": dtype,
@@ -171,6 +174,7 @@ def _point(
     dtype: str,
     mode: str,
     rounds: int | None,
+    seconds: float,
     tiny: bool,
 ) -> tuple[dict[str, Any], dict[str, str]]:
     found: dict[str, Any] = {}
@@ -201,7 +205,7 @@ def _point(
     calls = {name: 1 if tiny else max(1, math.ceil(_LEAST_SECONDS / reply["seconds"])) for name, reply in found.items()}
     one_round = sum(calls[name] * reply["seconds"] for name, reply in found.items())
     if rounds is None and found:
-        rounds = min(_MOST_ROUNDS, max(case.least_rounds, int(_SECONDS / one_round)))
+        rounds = min(_MOST_ROUNDS, max(case.least_rounds, int(seconds / one_round)))
     for turn in range(rounds or 0):
         # Each comes first as often as the others: what stands in the caches is its predecessor's.
         names = list(found)

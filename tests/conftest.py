@@ -8,17 +8,28 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 import jax
 import pytest
+from jax._src import compiler  # no public place takes compiler options for what others jit
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 # Tracing makes millions of small objects that live on in caches: looking for garbage among them is a tenth of the time.
-gc.set_threshold(50_000, 50, 50)
+gc.set_threshold(500_000, 20, 50)
 
 
 @pytest.fixture(scope="module")
 def quick_compilation():
     """For modules that compile much and measure nothing: XLA at its quickest."""
+    from jaxloss.testing import quicker_options
+
+    given = compiler.get_compile_options
+
+    def quick(*args, env_options_overrides=None, **kwargs):
+        return given(*args, env_options_overrides={**(env_options_overrides or {}), **quicker_options()}, **kwargs)
+
+    quicker_options()  # asked while nothing is replaced
     jax.config.update("jax_disable_most_optimizations", True)
+    compiler.get_compile_options = quick
     yield
+    compiler.get_compile_options = given
     jax.config.update("jax_disable_most_optimizations", False)
 
 
