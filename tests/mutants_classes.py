@@ -1,7 +1,7 @@
 """Single defects in the losses of scores of classes: hinges, perceptrons, margins, polynomial cross-entropy."""
 
 BINARY, MULTICLASS, MULTILABEL = (f"jaxloss/losses/{family}.py" for family in ("binary", "multiclass", "multilabel"))
-NOISY = "jaxloss/losses/noisy_labels.py"
+NOISY = "jaxloss/losses/noise_tolerant.py"
 FORMULAS = "jaxloss/core/formulas.py"
 
 

@@ -346,6 +346,7 @@ def test_binary_losses_are_each_other():
     )
 
 
+@pytest.mark.exhaustive
 def test_two_classes_are_one_sign():
     def scores(x):
         return jnp.stack([jnp.zeros_like(x), x], -1)
@@ -370,6 +371,7 @@ def test_losses_of_classes_are_each_other():
     )
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("classes", [128, 129])
 def test_many_labels_by_pairs_and_by_sorting(classes):
     """Many pairs at the margin itself, many within rounding of it, and no pair; classes that do not exist."""
@@ -395,6 +397,7 @@ def test_many_labels_by_pairs_and_by_sorting(classes):
 # --- Peers --------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.exhaustive
 def test_optax_agrees():
     optax = pytest.importorskip("optax")
     theirs, one_hot = optax.losses, jax.nn.one_hot(Y, 5)
@@ -411,6 +414,7 @@ def test_optax_agrees():
         )
 
 
+@pytest.mark.exhaustive
 def test_torch_agrees():
     torch = pytest.importorskip("torch")
     functional = torch.nn.functional
@@ -442,6 +446,7 @@ def test_torch_agrees():
     )
 
 
+@pytest.mark.exhaustive
 def test_keras_agrees(monkeypatch):
     monkeypatch.setenv("KERAS_BACKEND", "jax")
     keras = pytest.importorskip("keras")

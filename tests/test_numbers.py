@@ -401,6 +401,7 @@ def test_other_levels_do_not_recompile():
     assert count_compilations(lambda: jl.quantile(p[:, 0], t, level=others)) == 0
 
 
+@pytest.mark.exhaustive
 def test_several_quantiles_of_sharded_rows():
     rng = np.random.default_rng(1)
     p, t = (jnp.asarray(rng.normal(size=s), jnp.float32) for s in ((8, 4), (8,)))
@@ -460,6 +461,7 @@ def test_full_likelihoods_are_those_of_scipy():
     np.testing.assert_allclose(plain, want - scipy.special.gammaln(n + 1), rtol=2e-5, atol=1e-5)
 
 
+@pytest.mark.exhaustive
 def test_log_probabilities_of_logits_make_cross_entropy():
     def of_log_probabilities(z, **options):
         return jl.categorical_nll(jax.nn.log_softmax(z), Y, **options)
@@ -512,6 +514,7 @@ def angle(x, y):
     return jnp.arccos(jnp.sum(x * y, -1) / jnp.sqrt(jnp.sum(x * x, -1) * jnp.sum(y * y, -1)))
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(("distance", "swap"), [(None, False), (naive, True)])
 def test_the_euclidean_distance_makes_triplet_margin(distance, swap):
     a, p, n = TRIPLETS

@@ -182,6 +182,7 @@ def test_a_perfect_image_has_a_loss_and_a_slope():
     assert optax.losses.dice_loss(z[None, :, None], t[None, :, None])[0] == 0  # what would be noise is not compared
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("smooth", [0.0, 1.0])
 def test_every_mode_on_perfect_empty_and_single_images(smooth):
     loss = jax.jit(functools.partial(jl.dice, axis=-1, smooth=smooth))
@@ -296,6 +297,7 @@ def test_pixels_that_do_not_exist():
     assert nowhere.weight == 1
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("name", ["multiclass_dice", "generalized_dice"])
 def test_pixels_of_classes_that_do_not_exist(name):
     loss = getattr(jl, name)
@@ -366,6 +368,7 @@ def test_an_absent_class_has_no_weight_of_its_own():
     assert np.all(np.isfinite(jax.grad(jl.generalized_dice, 1)(*single(z, 0 * t), image_axes=0)))
 
 
+@pytest.mark.exhaustive
 def test_weights_have_mean_one_and_keep_to_float32():
     sizes = jnp.array([[1e-20, 2e-20, 0.0, 1e-20], [1e7, 1e3, 1e7, 0.0], [0.0, 0.0, 0.0, 0.0]])
     got = inverse_square_weights(sizes)

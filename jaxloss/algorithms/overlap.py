@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxloss.core.numerics import differentiable, scale_exponent, widen
+from jaxloss.core.numerics import apart, differentiable, scale_exponent, widen
 from jaxloss.core.types import Array
 
 __all__ = ["binary_overlap", "class_overlaps", "inverse_square_weights", "missed_part"]
@@ -41,9 +41,15 @@ def missed_part(missed: Array, met: Array) -> Array:
     return _part_of_sum(missed / scale, met / scale)
 
 
+def _inside_slope(x: Array) -> Array:
+    # Taken apart, so that neither probability is kept for it: both are cheaper made again.
+    (x,) = apart(x)
+    return _inside(x) * _inside(-x)
+
+
 # Not the sigmoid of core/formulas.py, whose selects XLA's CPU would write out: here no side of 0 needs one. Where
 # exp(-x) overflows, the probability is below the smallest normal number.
-_inside = differentiable(lambda x: 1 / (1 + jnp.exp(-x)), lambda x: _inside(x) * _inside(-x))
+_inside = differentiable(lambda x: 1 / (1 + jnp.exp(-x)), _inside_slope)
 
 
 def binary_overlap(
@@ -66,7 +72,7 @@ def class_overlaps(
 def _sums(
     p: Array, q: Array, t: Array, alpha: Array, beta: Array, axis: int | tuple[int, ...], valid: Array | None
 ) -> tuple[Array, Array]:
-    missed, met = _in_one_kernel(alpha * (p * (1 - t)) + beta * (q * t)), _in_one_kernel(p * t)
+    missed, met = _in_one_kernel(alpha * (p * (1 - t)) + beta * (q * t)), p * t
     if valid is not None:
         missed, met = jnp.where(valid, missed, 0), jnp.where(valid, met, 0)
     return jnp.sum(missed, axis=axis), jnp.sum(met, axis=axis)

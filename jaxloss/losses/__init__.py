@@ -10,7 +10,7 @@ from jaxloss.losses.language import *
 from jaxloss.losses.margin import *
 from jaxloss.losses.multiclass import *
 from jaxloss.losses.multilabel import *
-from jaxloss.losses.noisy_labels import *
+from jaxloss.losses.noise_tolerant import *
 from jaxloss.losses.probabilistic import *
 from jaxloss.losses.ranking import *
 from jaxloss.losses.ranking_surrogates import *
