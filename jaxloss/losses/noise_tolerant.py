@@ -41,12 +41,12 @@ def generalized_cross_entropy(
     weights: Weights = None,
     reduction: Reduction = "mean",
 ) -> Array:
-    """Cross-entropy that stops pulling where a label is hardly believed.
+    """Cross-entropy that lets go of the examples that it can hardly believe.
 
         (1 - p^q) / q,   p = softmax(logits)[label]
 
-    Use where a part of the labels is wrong: between cross-entropy (q towards 0), which learns them by heart, and the
-    probability given to other classes (q = 1), which learns slowly.
+    Use where a part of the labels is wrong: a q near 0 learns them by heart, and q = 1, the probability given to other
+    classes, learns little at all where there are many.
 
     Args:
       logits: [..., C] real; -inf rules a class out.
