@@ -235,7 +235,7 @@ def _loss(normalizer: Array, total: Extended) -> tuple[Array, Array]:
 def ctc_nll(logits: Array, labels: Array, frames: Array, label_lengths: Array, blank: int) -> Array:
     """-log of the probability of all alignments: [..., T, V], [..., S], bool [..., T], [...] -> [...].
 
-    The frames that exist come first, and labels are in range. No alignment: inf, and a gradient of exactly 0.
+    The frames that exist need not come first; labels are in range. No alignment: inf, and a gradient of exactly 0.
     """
     top, others = _frame_sums(logits)
     lattice = _lattice(logits, top, labels, frames, label_lengths, blank)
