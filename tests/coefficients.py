@@ -1,4 +1,4 @@
-"""The program that made the polynomial coefficients in `jaxloss/core/numerics.py`.
+"""The program that made the polynomial coefficients in `jaxloss/core/coefficients.py`.
 
     python tests/coefficients.py        prints them; test_numerics.py compares them with what the module holds
 

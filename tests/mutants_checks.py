@@ -39,7 +39,13 @@ MUTANTS = [
         "[e for e in entries() if last in _last_parts(e)]",
         FIND,
     ),
-    (CATALOGUE, "one word of many is enough", "if matched and (1 if all_of_them else 2) * matched >= len(words)", "if matched", FIND),
+    (
+        CATALOGUE,
+        "one word of many is enough",
+        "if matched and (1 if all_of_them else 2) * matched >= len(words)",
+        "if matched",
+        FIND,
+    ),
     (
         CATALOGUE,
         "the worst comes first",

@@ -34,7 +34,18 @@ FLOORS = {
     "compat": {"core", "algorithms", "losses", "compat"},
 }
 # Within core, from the ground up.
-CORE = ["types", "demand", "compiled", "numerics", "sharding", "reduction", "inputs", "formulas", "frames"]
+CORE = [
+    "types",
+    "demand",
+    "compiled",
+    "coefficients",
+    "numerics",
+    "sharding",
+    "reduction",
+    "inputs",
+    "formulas",
+    "frames",
+]
 
 
 def imported(path):

@@ -200,8 +200,7 @@ def multiclass_dice(
     Gradient: through the softmax, whose own slopes are those of `dice` in p: (1/2 (1 - t) (I + smooth) - t (1/2 (I +
       smooth) + D)) / (I + D + smooth)^2; it keeps its digits at sure pixels. 0 where the loss is 0 / 0.
     Peers: optax.losses.dice_loss, optax.losses.multiclass_generalized_dice_loss, keras.losses.Dice,
-      segmentation_models_pytorch.losses.DiceLoss,
-      monai.losses.DiceLoss, kornia.losses.DiceLoss.
+      segmentation_models_pytorch.losses.DiceLoss, monai.losses.DiceLoss, kornia.losses.DiceLoss.
     Reference: Milletari, Navab and Ahmadi (2016), V-Net: fully convolutional neural networks for volumetric medical
       image segmentation, 3DV, section 3; Dice (1945), Ecology 26(3).
     """

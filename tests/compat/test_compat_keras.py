@@ -226,6 +226,8 @@ def test_every_name_is_here(theirs):
 
 
 def test_signatures(theirs):
+    if not sys.modules["keras"].__version__.startswith("3.15"):
+        pytest.skip("the arguments are those of keras 3.15")
     for name in set(ours.__all__) & set(dir(theirs)):
         mine, due = (inspect.signature(getattr(module, name)).parameters for module in (ours, theirs))
         assert list(mine) == list(due), name
