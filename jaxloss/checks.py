@@ -286,13 +286,22 @@ def _findings(loss: Callable[..., Any], arguments: Mapping[str, Any]) -> Iterato
 
 
 @dataclasses.dataclass(frozen=True)
+class _Mask:
+    """How a mask speaks of the entries of an array."""
+
+    missing: tuple[int, ...]  # the axes of the array that it lacks
+    together: int | None = None  # an axis of the mask along which whatever is kept keeps all
+
+
+@dataclasses.dataclass(frozen=True)
 class _Search:
     """What to look for in one array, as far as shapes tell. Arrays by number: losses of one kind share a program."""
 
     array: int
     domain: Domain
-    # Which entries exist: masks, each with the axes that it lacks, and lengths, each with the axis that it measures.
-    masks: tuple[tuple[int, tuple[int, ...]], ...]
+    # Which entries exist: masks, each with what of it is one entry and the axes that it then lacks, and lengths, each
+    # with the axis that it measures.
+    masks: tuple[tuple[int, _Mask], ...]
     lengths: tuple[tuple[int, int], ...]
 
 
@@ -302,8 +311,10 @@ def _search(arrays: Sequence[Array], plan: tuple[_Search, ...]) -> list[tuple[Ar
     for search in plan:
         x = arrays[search.array]
         bad = ~_inside(search.domain, x)
-        for mask, axes in search.masks:
-            bad &= jnp.expand_dims(arrays[mask].astype(bool), axes)
+        for number, mask in search.masks:
+            kept = arrays[number].astype(bool)
+            kept = kept if mask.together is None else jnp.any(kept, axis=mask.together)
+            bad &= jnp.expand_dims(kept, mask.missing)
         for lengths, axis in search.lengths:
             steps = jax.lax.broadcasted_iota(jnp.int32, x.shape, axis)
             bad &= steps < jnp.expand_dims(arrays[lengths], tuple(range(axis, x.ndim)))
@@ -369,13 +380,13 @@ def _plan(loss: Callable[..., Any], shapes: Shapes, axis: object) -> list[tuple[
         domain, admissible = found
         # Hyper-parameters are keyword-only; they hold for all entries, and an excluded entry excuses none.
         of_entries = parameters[name].kind is not inspect.Parameter.KEYWORD_ONLY or name == "weights"
-        masks: list[tuple[int, tuple[int, ...]]] = []
+        masks: list[tuple[int, _Mask]] = []
         lengths: list[tuple[int, int]] = []
         for other in shapes:
             if isinstance(known[other], Inclusion) and name not in SHARED:
-                missing = _missing_axes(shapes[other], shape, axis)
-                if missing is not None and (of_entries or isinstance(known[name], Length)):
-                    masks.append((number[other], missing))
+                mask = _mask(shapes[other], shape, axis)
+                if mask is not None and (of_entries or isinstance(known[name], Length)):
+                    masks.append((number[other], mask))
             elif isinstance(known[other], Length):
                 measured = _measured(other, known, shapes)
                 lengths += [(number[other], steps) for array, steps in measured if array == name]
@@ -439,17 +450,26 @@ def _measured(name: str, known: Mapping[str, Any], shapes: Shapes) -> list[tuple
     return [(other, steps) for other, size in longer.items() if size == first]
 
 
-def _missing_axes(mask: tuple[int, ...], shape: tuple[int, ...], axis: object) -> tuple[int, ...] | None:
-    """The axes that a mask lacks: those that the loss consumes, or the last; None where it speaks of other entries."""
+def _mask(mask: tuple[int, ...], shape: tuple[int, ...], axis: object) -> _Mask | None:
+    """How a mask speaks of an array: it lacks the axes that the loss consumes, or the last; None: of other entries."""
     if not mask or len(mask) >= len(shape):
-        return () if _fits(mask, shape) else None
+        return _Mask(()) if _fits(mask, shape) else None
     axes = axis if isinstance(axis, tuple) else (axis,)
     consumed = tuple(a % len(shape) for a in axes if isinstance(a, int))
+    if _fits(mask, _without(shape, consumed)):
+        return _Mask(consumed)
     last = tuple(range(len(mask), len(shape)))
-    for missing in (consumed, last):
-        if _fits(mask, tuple(size for i, size in enumerate(shape) if i not in missing)):
-            return missing
+    if set(consumed) <= set(last) and _fits(mask, _without(shape, last)):
+        return _Mask(last)
+    # One value for each class of an image: the classes share their softmax, and only an image without one is free.
+    batch, classes = mask[:-1], mask[-1]
+    if len(consumed) == 1 and classes in (1, shape[consumed[0]]) and _fits(batch, shape[: len(batch)]):
+        return _Mask(tuple(range(len(batch), len(shape))), together=len(batch))
     return None
+
+
+def _without(shape: tuple[int, ...], axes: tuple[int, ...]) -> tuple[int, ...]:
+    return tuple(size for i, size in enumerate(shape) if i not in axes)
 
 
 def _fits(mask: tuple[int, ...], shape: tuple[int, ...]) -> bool:

@@ -223,4 +223,18 @@ MUTANTS = [
         '    if hasattr(fn, "lowered"):',
         "tests/test_checks.py -k jitted_function_is",
     ),
+    (
+        CHECKS,
+        "a class that is left out excuses its pixels",
+        "    if set(consumed) <= set(last) and _fits(",
+        "    if _fits(",
+        "tests/test_checks.py -k left_out",
+    ),
+    (
+        CHECKS,
+        "one class that is left out excuses an image",
+        "jnp.any(kept, axis=mask.together)",
+        "jnp.all(kept, axis=mask.together)",
+        "tests/test_checks.py -k left_out",
+    ),
 ]

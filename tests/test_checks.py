@@ -37,7 +37,8 @@ from jaxloss.core.types import (
     ValidMask,
     Weights,
 )
-from jaxloss.testing import Run
+from jaxloss.losses.segmentation import multiclass_dice
+from jaxloss.testing import SIZES, Run
 
 NAN, INF = float("nan"), float("inf")
 Count = Annotated[Array, Domain("count", low=0.0, low_closed=True, integer=True)]
@@ -353,7 +354,7 @@ def test_every_loss_is_checked_entry_by_entry(case):
     run = Run(case, dict(case.options[0]), "float32", first=True)
     arrays = run.cast(run.arrays)
     call = functools.partial(verdict, case.loss, **run.static, **run.traced)
-    shape = (*run.tail_shape(run.arrays), *(run.arrays[next(iter(arrays))].shape[1:2] if case.entries else ()))
+    shape = (*run.tail_shape(run.arrays), *(SIZES[axis] for axis in case.entries))
     everywhere = jnp.ones(shape, bool)  # one program for the three calls
     assert call(**arrays, where=everywhere) is None
     # The case's last array with a bound is spoilt in row 2: found there, and free where that row is excluded.
@@ -372,6 +373,18 @@ def test_every_loss_is_checked_entry_by_entry(case):
     assert found.startswith(f"`{name}`[{place}] of {case.name} is ")
     excused = call(**arrays, where=everywhere.at[2].set(False))
     assert (excused is None) == (axes[0] == "N"), excused
+
+
+@pytest.mark.parametrize("axis", [-1, 1])
+def test_a_class_that_is_left_out_excuses_no_pixel_an_image_without_classes_does(axis):
+    logits = jnp.moveaxis(jnp.zeros((2, 3, 5, 4)).at[1, 0, 0, 2].set(NAN), -1, axis)
+    targets = jnp.full(logits.shape, 0.25)
+    all_classes = jnp.ones((2, 4), bool)
+    call = functools.partial(verdict, multiclass_dice, logits, targets, axis=axis)
+    place = "1, 0, 0, 2" if axis == -1 else "1, 2, 0, 0"
+    for where in (all_classes, all_classes.at[1, 2].set(False), all_classes.at[0].set(False)):
+        assert call(where=where).startswith(f"`logits`[{place}] of multiclass_dice is nan")
+    assert call(where=all_classes.at[1].set(False)) is None
 
 
 # One of each family: the way to `checked` is the same for all.
