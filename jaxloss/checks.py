@@ -277,7 +277,9 @@ def _findings(loss: Callable[..., Any], arguments: Mapping[str, Any]) -> Iterato
     """For each argument with a domain, in order: its first bad entry, and whether there is none."""
     known = domains(loss)
     arrays = {name: jnp.asarray(arguments[name]) for name in known if arguments.get(name) is not None}
-    plan = _plan(loss, {name: x.shape for name, x in arrays.items()}, arguments.get("axis", -1))
+    plan = _plan(
+        loss, {name: x.shape for name, x in arrays.items()}, arguments.get("axis", -1), arguments.get("image_axes")
+    )
     # One computation, traced under one key for all checked functions: a direct call compiles it once.
     with set_xla_metadata(jaxloss_checked=None):
         found = _search(jax.lax.stop_gradient(list(arrays.values())), tuple(search for _, search in plan))
@@ -368,7 +370,7 @@ def _inside_integers(domain: Domain, x: Array) -> Array:
 Shapes = Mapping[str, tuple[int, ...]]
 
 
-def _plan(loss: Callable[..., Any], shapes: Shapes, axis: object) -> list[tuple[_What, _Search]]:
+def _plan(loss: Callable[..., Any], shapes: Shapes, axis: object, image_axes: object) -> list[tuple[_What, _Search]]:
     known = domains(loss)
     parameters = inspect.signature(loss).parameters
     number = {name: i for i, name in enumerate(shapes)}
@@ -384,7 +386,9 @@ def _plan(loss: Callable[..., Any], shapes: Shapes, axis: object) -> list[tuple[
         lengths: list[tuple[int, int]] = []
         for other in shapes:
             if isinstance(known[other], Inclusion) and name not in SHARED:
-                mask = _mask(shapes[other], shape, axis)
+                # `where` alone speaks of values; labels and what is valid have no class axis.
+                of_values = other == "where" and isinstance(known[name], Domain)
+                mask = _mask(shapes[other], shape, axis, image_axes if of_values else None)
                 if mask is not None and (of_entries or isinstance(known[name], Length)):
                     masks.append((number[other], mask))
             elif isinstance(known[other], Length):
@@ -450,21 +454,21 @@ def _measured(name: str, known: Mapping[str, Any], shapes: Shapes) -> list[tuple
     return [(other, steps) for other, size in longer.items() if size == first]
 
 
-def _mask(mask: tuple[int, ...], shape: tuple[int, ...], axis: object) -> _Mask | None:
+def _mask(mask: tuple[int, ...], shape: tuple[int, ...], axis: object, image_axes: object) -> _Mask | None:
     """How a mask speaks of an array: it lacks the axes that the loss consumes, or the last; None: of other entries."""
     if not mask or len(mask) >= len(shape):
         return _Mask(()) if _fits(mask, shape) else None
+    pixels = len(image_axes) if isinstance(image_axes, tuple) else int(image_axes is not None)
+    if pixels and len(mask) == len(shape) - pixels:
+        # One value for each class of an image: the classes share their softmax, and only an image without one is free.
+        batch = len(mask) - 1
+        return _Mask(tuple(range(batch, len(shape))), together=batch) if _fits(mask[:-1], shape[:batch]) else None
     axes = axis if isinstance(axis, tuple) else (axis,)
     consumed = tuple(a % len(shape) for a in axes if isinstance(a, int))
-    if _fits(mask, _without(shape, consumed)):
-        return _Mask(consumed)
     last = tuple(range(len(mask), len(shape)))
-    if set(consumed) <= set(last) and _fits(mask, _without(shape, last)):
-        return _Mask(last)
-    # One value for each class of an image: the classes share their softmax, and only an image without one is free.
-    batch, classes = mask[:-1], mask[-1]
-    if len(consumed) == 1 and classes in (1, shape[consumed[0]]) and _fits(batch, shape[: len(batch)]):
-        return _Mask(tuple(range(len(batch), len(shape))), together=len(batch))
+    for missing in (consumed, last):
+        if _fits(mask, _without(shape, missing)):
+            return _Mask(missing)
     return None
 
 

@@ -73,7 +73,7 @@ MUTANTS = [
     (NUMERICS, "log1p by XLA", "    if x.dtype == jnp.float64:\n        return jnp.log1p(x)\n    # x - s", "    if True:\n        return jnp.log1p(x)\n    # x - s", PIECES + " -k log1p"),
     (NUMERICS, "expm1 by XLA", "    if x.dtype == jnp.float64:\n        return jnp.expm1(x)", "    if True:\n        return jnp.expm1(x)", PIECES + " -k expm1"),
     (NUMERICS, "log cosh by its definition", "    return inner + (beyond + log1p_near(_BEYOND_ONE * jnp.exp(-2 * beyond) - _BEYOND_ONE))", "    return jnp.log(jnp.cosh(x))", PIECES + " -k log_cosh"),
-    (NUMERICS, "a coefficient is off in the seventh digit", "0.3333333366026371", "0.3333334366026371", PIECES),
+    (CORE + "coefficients.py", "a coefficient is off in the seventh digit", "0.3333333366026371", "0.3333334366026371", PIECES),
     (NUMERICS, "|x| has slope 1 at 0", "lambda x: jnp.sign(lax.stop_gradient(x))", "lambda x: jnp.where(x < 0, -1.0, 1.0)", laws("absolute_error")),
     (NUMERICS, "vectors are not scaled before squaring", "    scaled = x / scale_exponent(x, axis)", "    scaled = x", PIECES),
     (NUMERICS, "the zero vector's direction is nan", "    return jnp.where(alive, scaled / jnp.sqrt(jnp.where(alive, square, 1)), 0)", "    return scaled / jnp.sqrt(square)", PIECES),

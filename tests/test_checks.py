@@ -379,7 +379,7 @@ def test_every_loss_is_checked_entry_by_entry(case):
 def test_a_class_that_is_left_out_excuses_no_pixel_an_image_without_classes_does(axis):
     logits = jnp.moveaxis(jnp.zeros((2, 3, 5, 4)).at[1, 0, 0, 2].set(NAN), -1, axis)
     targets = jnp.full(logits.shape, 0.25)
-    all_classes = jnp.ones((2, 4), bool)
+    all_classes = jnp.ones((2, 4), bool)  # not a row for each image
     call = functools.partial(verdict, multiclass_dice, logits, targets, axis=axis)
     place = "1, 0, 0, 2" if axis == -1 else "1, 2, 0, 0"
     for where in (all_classes, all_classes.at[1, 2].set(False), all_classes.at[0].set(False)):
