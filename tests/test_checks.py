@@ -342,6 +342,8 @@ CONSTANT = np.array([0.0, 2.0, 0.0], np.float32)
 # check: every public loss
 
 DRAWN = {f"{case.name}-{'-'.join(case.axes.values())}": case for case in CASES}
+# The last of each family alone is looked at by default.
+LAST = {case.loss.__module__: case for case in CASES}.values()
 
 
 def has_bounds(domain):
@@ -349,7 +351,10 @@ def has_bounds(domain):
     return not isinstance(domain, Inclusion) and not (isinstance(domain, Domain) and domain.integer)
 
 
-@pytest.mark.parametrize("case", DRAWN.values(), ids=DRAWN)
+@pytest.mark.parametrize(
+    "case",
+    [pytest.param(case, id=name, marks=() if case in LAST else pytest.mark.exhaustive) for name, case in DRAWN.items()],
+)
 def test_every_loss_is_checked_entry_by_entry(case):
     run = Run(case, dict(case.options[0]), "float32", first=True)
     arrays = run.cast(run.arrays)

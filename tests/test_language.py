@@ -9,6 +9,8 @@ from jax.sharding import PartitionSpec as P
 
 import jaxloss as jl
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 
 def draw(seed, *shape, vocabulary=7):
     rng = np.random.default_rng(seed)
@@ -84,6 +86,7 @@ def test_balance_is_one_and_collapse_is_experts_over_top_k():
     np.testing.assert_allclose(jl.load_balance(padded, where=where[None]), jl.load_balance(z), rtol=1e-6)
 
 
+@pytest.mark.exhaustive
 def test_balance_over_devices_is_of_all_their_tokens():
     z, _ = draw(5, 8, 3)
     weights = jnp.linspace(0.5, 2, 24).reshape(8, 3)

@@ -169,6 +169,7 @@ def test_a_confident_row_keeps_its_digits(memory):
     np.testing.assert_allclose(slope, [-others.sum(), *others], rtol=1e-5)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("memory", ["fast", "low"])
 def test_half_precision(memory):
     inputs = drawn(24, 8, 40, "float32")
@@ -312,6 +313,7 @@ def test_a_sharded_vocabulary_is_not_gathered(kind, memory, transposed, rows):
     assert not moved, moved
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(("memory", "transposed"), [("fast", False), ("low", True)])
 def test_a_vocabulary_spread_inside_shard_map(memory, transposed):
     inputs = drawn(**SHARDED, dtype="float32")

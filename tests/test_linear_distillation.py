@@ -292,6 +292,7 @@ def test_memory(source):
     assert found.temp_size_in_bytes < rows * classes * 4
 
 
+@pytest.mark.exhaustive
 def test_half_precision_has_gradients_of_rows():
     arrays = {name: jnp.asarray(x, jnp.bfloat16) for name, x in drawn().items()}
     student = {name: arrays.pop(name) for name in ("hidden", "kernel", "bias")}

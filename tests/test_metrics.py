@@ -103,6 +103,7 @@ every = pytest.mark.parametrize(
 )
 
 
+@pytest.mark.exhaustive
 @every
 @pytest.mark.parametrize(
     "kind", [pytest.param(AxisType.Auto, marks=pytest.mark.exhaustive), AxisType.Explicit], ids=["auto", "explicit"]
@@ -117,6 +118,7 @@ def test_sharded_rows(kind, names, devices):
         compare(jax.device_get(found), truths(data, where, weights))
 
 
+@pytest.mark.exhaustive
 @every
 def test_inside_shard_map(names, devices):
     axes = ("hosts", "data")

@@ -150,6 +150,7 @@ def test_softmax_pieces():
         check_grads(lambda x, t: formulas.soft_label_nll(x, t, 1), (x, t), order=2, modes=("rev",))
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("x", [0.0, -2.0])
 @pytest.mark.parametrize("t", [0.0, 0.3, 1.0])
 def test_binary_pieces_have_hessians_at_zero_too(x, t):
@@ -168,7 +169,10 @@ def test_binary_pieces_have_hessians_at_zero_too(x, t):
         check_grads(lambda n, g: formulas.focal(n, g), (0.3 + x * x, 1.5), order=2, modes=("fwd", "rev"))
 
 
-@pytest.mark.parametrize("classes", [5, 12, 64, 130, 512])
+RARE = pytest.mark.exhaustive
+
+
+@pytest.mark.parametrize("classes", [5, 12, *(pytest.param(n, marks=RARE) for n in (64, 130)), 512])
 def test_grouped_classes_are_the_plain_sum(classes):
     rng = np.random.default_rng(0)
     with jax.enable_x64(True):
@@ -226,6 +230,7 @@ def test_one_row_out_of_range_shifts_all():
     np.testing.assert_allclose(mapped(z, y)[::2], np.log(512), rtol=2e-7)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(("classes", "offset"), [(12, 0.0), (133, 0.0), (133, 100.0)])  # 133: 7 groups of 19
 def test_classes_summed_without_a_shift_have_hessians(classes, offset):
     with jax.enable_x64(True):
@@ -242,6 +247,7 @@ def test_classes_summed_without_a_shift_have_hessians(classes, offset):
             np.testing.assert_allclose(jax.jit(mode(slopes))(z), want, rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("offset", [-2e3, 2e3])
 def test_vmapped_rows_out_of_range_have_hessians(offset):
     """vmap computes both branches for every row, also the one that overflows."""

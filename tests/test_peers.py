@@ -683,6 +683,7 @@ def test_every_conversion_is_drawn_for():
     assert {label(answer) for answer in CALLED} - set(DRAWS) == {"torch.nn.LinearCrossEntropyLoss"}
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("answer", by_library(a for a in CALLED if label(a) in DRAWS))
 @pytest.mark.parametrize("options", ["drawn", pytest.param("default", marks=pytest.mark.exhaustive)])
 def test_a_conversion_gives_what_the_peer_gives(answer, options):

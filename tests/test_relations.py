@@ -3,8 +3,11 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 import jaxloss as jl
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 RNG = np.random.default_rng(0)
 P, T = (jnp.asarray(RNG.normal(size=20), jnp.float32) for _ in range(2))

@@ -80,6 +80,7 @@ def test_sharded_rows_under_jit(case, kind):
     close(got, want)
 
 
+@pytest.mark.exhaustive
 @every_case
 def test_inside_shard_map(case):
     run, arrays, where, weights = inputs(case)

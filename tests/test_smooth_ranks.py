@@ -204,6 +204,7 @@ def test_long_lists_as_they_are_compiled_for_use():
     np.testing.assert_allclose(pulls, want, rtol=0, atol=1e-6 * abs(want).max())
 
 
+@pytest.mark.exhaustive
 def test_sharded_lists():
     def both(s, g, valid):
         return jnp.sum(dcg_gap(s, g, valid, short=0)[0] + swap_total(s, g, valid, short=0))

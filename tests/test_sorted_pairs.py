@@ -202,6 +202,7 @@ def test_short_and_long_lists_agree(kind):
     np.testing.assert_array_equal(more[:, -1], 0)
 
 
+@pytest.mark.exhaustive
 def test_sharded_lists():
     def loss(s, r):
         beyond = (0, functools.partial(pair_total, "hinge"))

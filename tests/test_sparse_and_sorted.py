@@ -357,6 +357,7 @@ def test_no_matrix_of_members():
 # --- all of them over devices -------------------------------------------------------------------------------------
 
 
+@pytest.mark.exhaustive
 def test_sharded_rows_of_large_problems():
     """The engines for many members, unequal samples and many pixels, of which the contract's rows are too small."""
 

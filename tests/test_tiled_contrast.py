@@ -234,6 +234,7 @@ ALSO_TRAVEL = ("in_batch_softmax", "siglip", "supervised_contrastive")
 SPREAD = [("clip_contrastive", "all"), ("clip_contrastive", "ring"), ("nt_xent", "ring")]
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(
     ("name", "gather"), [*SPREAD, *(pytest.param(name, "ring", marks=pytest.mark.exhaustive) for name in ALSO_TRAVEL)]
 )
@@ -248,6 +249,7 @@ def test_four_devices_are_one(name, gather, small_tiles):
     close(slopes, jax.jit(one)(floats, numbers)[1])
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(("name", "kind"), [("clip_contrastive", AxisType.Explicit), ("nt_xent", AxisType.Auto)])
 def test_tiles_of_sharded_rows_under_jit(name, kind, small_tiles):
     floats, others, numbers = four_device_inputs(name, 40)

@@ -258,6 +258,7 @@ def assert_same_as_keras(theirs, case, seed):
         close(found[0][1], found[1][1])
 
 
+@pytest.mark.exhaustive
 @every_case
 def test_functions_are_those_of_keras(theirs, case):
     assert_same_as_keras(theirs, case, 0)
@@ -306,6 +307,7 @@ def assert_class_same_as_keras(theirs, case, seed, every):
         assert again.get_config() == config
 
 
+@pytest.mark.exhaustive
 @every_case
 def test_classes_are_those_of_keras(theirs, case):
     assert_class_same_as_keras(theirs, case, 0, every=False)

@@ -97,6 +97,7 @@ SCALARS = {
 }
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("name", SCALARS)
 def test_value_and_slope_in_units_of_the_last_place(name):
     mine, formula, points, cancelling = SCALARS[name]

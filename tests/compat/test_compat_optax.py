@@ -757,6 +757,7 @@ def paths_after_each_frame(p, labels):
     return blanks, said
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("labels", [[1, 1], [1, 2]])
 def test_forward_tables_are_sums_over_paths(labels):
     logits = f(np.random.default_rng(3).normal(size=(1, 5, 3)))
@@ -774,6 +775,7 @@ def test_forward_tables_are_sums_over_paths(labels):
     np.testing.assert_allclose(np.exp(-loss), due[0][-1, -1:], rtol=1e-6)
 
 
+@pytest.mark.exhaustive
 def test_padded_frames_need_not_be_last():
     rng = np.random.default_rng(5)
     logits, labels = f(rng.normal(size=(2, 9, 4))), np.array([[1, 1, 2], [3, 1, -1]])
@@ -874,6 +876,7 @@ def test_rows_on_four_devices(devices):
 
 
 # Last: from here on the module is compiled in haste, and what measures digits is not.
+@pytest.mark.exhaustive
 @pytest.mark.filterwarnings("ignore:.*convex_kl_divergence:DeprecationWarning")
 @pytest.mark.usefixtures("quick_compilation")
 @pytest.mark.parametrize(

@@ -119,6 +119,7 @@ def outcome(name):
 LONG = ("_classification_test.py", "_segmentation_test.py")
 
 
+@pytest.mark.exhaustive
 @pytest.mark.usefixtures("quick_compilation")
 @pytest.mark.parametrize(
     "name", [pytest.param(name, marks=[pytest.mark.exhaustive] if name in LONG else []) for name in FILES]

@@ -11,6 +11,8 @@ import pytest
 from jaxloss import Mean, reduce
 from jaxloss.train import Aux, RecompilationWarning, make_train_step
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 PARTS = (1, 2, 4, 8)
 LENGTHS = {
     "uneven": (6, 1, 2, 6, 3, 1, 6, 2),

@@ -8,6 +8,8 @@ from sklearn.datasets import load_diabetes
 
 import jaxloss as jl
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 # Real rows. The targets are not centred: the bias would have a gradient of 0, and adam follows its rounding noise.
 X, Y = load_diabetes(return_X_y=True)
 X = np.float32(X / X.std(0))

@@ -10,6 +10,8 @@ from optax import contrib
 from jaxloss import Mean, reduce
 from jaxloss.train import Aux, make_train_step
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 RNG = np.random.default_rng(0)
 BATCH = {
     "x": RNG.normal(size=(8, 3)).astype(np.float32),

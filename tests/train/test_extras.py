@@ -12,6 +12,8 @@ from optax import contrib
 from jaxloss import reduce
 from jaxloss.train import Aux, UpdateContext, make_train_step
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 RNG = np.random.default_rng(0)
 X = RNG.normal(size=(8, 3)).astype(np.float32)
 BATCH = {"x": X, "y": X @ np.array([[1.0], [-2.0], [0.5]], np.float32) + 0.3, "mask": np.arange(8)[:, None] != 5}

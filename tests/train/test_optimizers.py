@@ -13,6 +13,8 @@ from optimizers import IMPOSSIBLE, ROWS
 from jaxloss import reduce
 from jaxloss.train import make_train_step
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 RNG = np.random.default_rng(0)
 X = RNG.normal(size=(8, 4)).astype(np.float32)
 BATCH = {

@@ -9,6 +9,8 @@ import pytest
 from jaxloss import Mean, reduce
 from jaxloss.train import Aux, DynamicLossScale, make_train_step
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 RNG = np.random.default_rng(0)
 BATCH = {
     "x": RNG.normal(size=(8, 3)).astype(np.float32),
@@ -226,6 +228,7 @@ def test_a_nan_of_the_loss_itself_leaves_the_scale():
     assert state.loss_scale.value == 2.0**15
 
 
+@pytest.mark.exhaustive
 def test_the_scale_goes_through_scan_and_vmap():
     step = make_train_step(
         loss_fn, optax.sgd(0.1), compute_dtype=jnp.float16, loss_scale=DynamicLossScale(2.0**4, growth_interval=2)
@@ -281,6 +284,7 @@ def test_a_state_of_another_step_is_refused():
         static.pure(dynamic.init(PARAMS), BATCH)
 
 
+@pytest.mark.exhaustive
 def test_training_in_half_precision_ends_where_float32_does():
     """A small network on real digits; float16 with a loss that underflows needs its scale."""
     from sklearn.datasets import load_digits
