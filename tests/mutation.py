@@ -54,7 +54,7 @@ LISTS = (
 
 # Children of a process that has imported the libraries, but neither jaxloss nor a device.
 SERVER = multiprocessing.get_context("forkserver")
-SERVER.set_forkserver_preload(["chex", "jax", "mpmath", "numpy", "optax", "pytest"])
+SERVER.set_forkserver_preload(["chex", "jax", "mpmath", "numpy", "optax", "pytest", "torch"])  # those that are there
 BROKE = -1
 
 
