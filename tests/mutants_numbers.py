@@ -36,7 +36,7 @@ MUTANTS = [
     (REGRESSION, "nothing of nothing is nan", "    return jnp.where(p == t, 0, scale * (jnp.abs(d) / jnp.abs(t)))", "    return scale * (jnp.abs(d) / jnp.abs(t))", NUMBERS + " -k target_of_zero"),
     (REGRESSION, "the sign of a difference that was flushed", "jnp.where(p == t, 0, jnp.where(p > t, 1, -1) / jnp.abs(t))", "jnp.where(p == t, 0, jnp.sign(p - t) / jnp.abs(t))", digits("percentage")),
     # --- quantiles and expectiles
-    (ROBUST, "quantile: the sides are swapped", "(2 * level) * jnp.maximum(half, 0) + (2 * (1 - level)) * jnp.maximum(-half, 0)", "(2 * level) * jnp.maximum(-half, 0) + (2 * (1 - level)) * jnp.maximum(half, 0)", laws("quantile-N-N")),
+    (ROBUST, "quantile: the sides are swapped", "jnp.maximum((2 * level) * half, (2 * (level - 1)) * half)", "jnp.maximum((2 * (1 - level)) * half, (-2 * level) * half)", laws("quantile-N-N")),
     (ROBUST, "quantile: it pulls at equality", "    return jnp.where(p == t, 0, jnp.where(t > p, -level, 1 - level))", "    return jnp.where(t > p, -level, 1 - level)", laws("quantile-N-N")),
     (ROBUST, "quantile: differences overflow", "    half = 0.5 * t - 0.5 * p  # 0.1", "    half = (t - p) / 2  # 0.1", NUMBERS + " -k beyond_the_range"),
     (ROBUST, "quantile: the level has no slope", "    lambda p, t, level: t - p,", "    lambda p, t, level: 0 * p,", laws("quantile-N-N", "float64")),

@@ -20,8 +20,8 @@ def _side(p: Array, t: Array, level: Array) -> Array:
 
 def _quantile_value(p: Array, t: Array, level: Array) -> Array:
     half = 0.5 * t - 0.5 * p  # 0.1 of a difference may be in range where the difference is not
-    # No select: on a CPU a sum over it is one pass.
-    return (2 * level) * jnp.maximum(half, 0) + (2 * (1 - level)) * jnp.maximum(-half, 0)
+    # One maximum: XLA's CPU takes half as long again for the sum of two.
+    return jnp.maximum((2 * level) * half, (2 * (level - 1)) * half)
 
 
 def _quantile_slope(p: Array, t: Array, level: Array) -> Array:
