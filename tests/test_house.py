@@ -140,9 +140,12 @@ print(spent, *sorted(roots & {"flax", "sklearn", "pandas", "rich", "typer", "mat
 
 
 def test_import_is_cheap_and_touches_nothing():
-    found = [
-        subprocess.run([sys.executable, "-c", PROBE], capture_output=True, text=True, check=True) for _ in range(3)
-    ]
-    seconds, *modules = min((run.stdout.split() for run in found), key=lambda words: float(words[0]))
-    assert not modules, f"import jaxloss also imports {modules}"
-    assert float(seconds) <= 0.3, f"import jaxloss costs {seconds} s on top of jax and optax"
+    least = float("inf")
+    for _ in range(8):  # beside other tests a processor is slower, seldom for ever
+        run = subprocess.run([sys.executable, "-c", PROBE], capture_output=True, text=True, check=True)
+        seconds, *modules = run.stdout.split()
+        assert not modules, f"import jaxloss also imports {modules}"
+        least = min(least, float(seconds))
+        if least <= 0.3:
+            break
+    assert least <= 0.3, f"import jaxloss costs {least} s on top of jax and optax"
