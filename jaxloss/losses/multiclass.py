@@ -98,8 +98,7 @@ def softmax_cross_entropy(
         axis: int,
         valid: Array | None = None,
     ) -> Array | tuple[Array, Array]:
-        if valid is not None:
-            z = jnp.where(valid, z, -jnp.inf)
+        z = _ruled_out(z, valid)
         if label_smoothing is not None or z_loss is not None or temperature is not None:
             z = widen(z)  # several parts: their gradients are added in float32, and rounded to the logits' dtype once
         if temperature is not None:

@@ -295,10 +295,6 @@ def cases(name):
     raise AssertionError(f"no case for {name}")
 
 
-# Those that share their lines with another one here.
-ALIKE = {"convex_kl_divergence", "cosine_similarity", "ctc_loss", "l2_loss", "safe_softmax_cross_entropy"}
-
-
 def reachable(function):
     """What no path leads to is -1e5 in our tables; in optax's it is somewhat less, and has a slope."""
 
@@ -879,9 +875,7 @@ def test_rows_on_four_devices(devices):
 @pytest.mark.exhaustive
 @pytest.mark.filterwarnings("ignore:.*convex_kl_divergence:DeprecationWarning")
 @pytest.mark.usefixtures("quick_compilation")
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[pytest.mark.exhaustive] if name in ALIKE else []) for name in PUBLIC]
-)
+@pytest.mark.parametrize("name", PUBLIC)
 def test_values_and_gradients_beside_optax(name):
     got, expected = evaluated(ours, name), evaluated(theirs, name)
     for i, (mine, other) in enumerate(zip(got, expected, strict=True)):

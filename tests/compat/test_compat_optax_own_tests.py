@@ -119,15 +119,9 @@ def outcome(name):
     return frozenset(calls), ran, len(cases), result, report.getvalue()
 
 
-# Those take 20 s each, nearly all of it compiling shape after shape.
-LONG = ("_classification_test.py", "_segmentation_test.py")
-
-
 @pytest.mark.exhaustive
 @pytest.mark.usefixtures("quick_compilation")
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[pytest.mark.exhaustive] if name in LONG else []) for name in FILES]
-)
+@pytest.mark.parametrize("name", FILES)
 def test_of_optax(name):
     calls, ran, cases, result, report = outcome(name)
     assert result.wasSuccessful(), report
