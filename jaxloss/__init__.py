@@ -11,9 +11,9 @@ jl.check, jl.checked                         are these values legal? eagerly, or
 jaxloss.testing.check_loss                   your own loss under every law
 """
 
-from jaxloss import catalogue as catalogue
-from jaxloss import metrics as metrics
-from jaxloss import train as train
+import importlib
+from typing import TYPE_CHECKING
+
 from jaxloss._version import __version__ as __version__
 from jaxloss.algorithms.ctc import ctc_alignment as ctc_alignment
 from jaxloss.algorithms.linear_chain import chain_marginals as chain_marginals
@@ -30,5 +30,27 @@ from jaxloss.core.numerics import differentiable as differentiable
 from jaxloss.core.reduction import Mean as Mean
 from jaxloss.core.reduction import reduce as reduce
 from jaxloss.losses import *
-from jaxloss.train import Aux as Aux
-from jaxloss.train import make_train_step as make_train_step
+
+# A third of the time of the import is what a program that only wants losses never touches: these come when named.
+if TYPE_CHECKING:
+    from jaxloss import catalogue as catalogue
+    from jaxloss import metrics as metrics
+    from jaxloss import train as train
+    from jaxloss.train import Aux as Aux
+    from jaxloss.train import make_train_step as make_train_step
+
+_MODULES = ("catalogue", "metrics", "train")
+_OF_TRAIN = ("Aux", "make_train_step")
+
+
+def __getattr__(name: str) -> object:
+    if name in _MODULES:
+        return importlib.import_module(f"jaxloss.{name}")  # which makes it an attribute: asked once
+    if name in _OF_TRAIN:
+        found = globals()[name] = getattr(importlib.import_module("jaxloss.train"), name)
+        return found
+    raise AttributeError(f"module 'jaxloss' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_MODULES, *_OF_TRAIN})

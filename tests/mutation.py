@@ -10,17 +10,20 @@ each defect must fail them. Exits 1 if a defect survives.
 """
 
 import concurrent.futures
+import contextlib
 import dataclasses
 import importlib.util
+import itertools
 import multiprocessing
 import os
 import pathlib
+import queue
 import shlex
 import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 LISTS = (
@@ -74,17 +77,50 @@ def read(path: str) -> list[Mutant]:
     return [Mutant(*entry) for entry in module.MUTANTS]
 
 
-def fresh_copy(into: pathlib.Path) -> pathlib.Path:
-    for name in ("jaxloss", "tests"):
-        shutil.copytree(ROOT / name, into / name, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("pyproject.toml", "README.md"):
-        shutil.copy(ROOT / name, into / name)
-    return into
+class Copies:
+    """A copy of the package a worker, used again and again: all but the changed file is compiled to bytecode once."""
+
+    def __init__(self, count: int, folder: pathlib.Path):
+        self._free: queue.Queue[pathlib.Path] = queue.Queue()
+        self._times = itertools.count(1_000_000_000)  # bytecode goes by whole seconds, and a file changes within one
+        for number in range(count):
+            into = folder / str(number)
+            for name in ("jaxloss", "tests"):
+                shutil.copytree(ROOT / name, into / name, ignore=shutil.ignore_patterns("__pycache__"))
+            for name in ("pyproject.toml", "README.md"):
+                shutil.copy(ROOT / name, into / name)
+            self._free.put(into)
+
+    @contextlib.contextmanager
+    def one(self) -> Iterator[pathlib.Path]:
+        where = self._free.get()
+        try:
+            yield where
+        finally:
+            self._free.put(where)
+
+    @contextlib.contextmanager
+    def defective(self, file: str, text: str) -> Iterator[pathlib.Path]:
+        with self.one() as where:
+            path = where / file
+            whole = path.read_text()
+            try:
+                self._write(path, text)
+                yield where
+            finally:
+                self._write(path, whole)
+
+    def _write(self, path: pathlib.Path, text: str) -> None:
+        path.write_text(text)
+        moment = next(self._times)
+        os.utime(path, (moment, moment))
 
 
 def run(where: pathlib.Path, tests: str) -> tuple[int | None, str]:
     """pytest in the copy: 0 passed, 1 failed, None took too long, anything else could not run."""
     log, verdict_of_pytest = where / "output.txt", where / "exit_code.txt"
+    verdict_of_pytest.unlink(missing_ok=True)  # that of the run before
+    log.unlink(missing_ok=True)
     child = SERVER.Process(target=in_the_copy, args=(str(where), tests, str(log), str(verdict_of_pytest)))
     child.start()
     child.join(600)
@@ -104,9 +140,9 @@ def in_the_copy(where: str, tests: str, log: str, verdict_of_pytest: str) -> Non
         os.dup2(file.fileno(), 2)
         os.chdir(where)
         # The copy stands first, so that it is imported and not an installed jaxloss; in what the tests start too.
-        os.environ.update(PYTHONPATH=where, PYTHONDONTWRITEBYTECODE="1")
+        os.environ.update(PYTHONPATH=where, PYTHONDONTWRITEBYTECODE="")
         sys.path.insert(0, where)
-        sys.dont_write_bytecode = True
+        sys.dont_write_bytecode = False
         import pytest
 
         options = ["-q", "-x", "-m", "", "--no-header", "-p", "no:cacheprovider", "-p", "no:xdist"]
@@ -116,15 +152,12 @@ def in_the_copy(where: str, tests: str, log: str, verdict_of_pytest: str) -> Non
         os._exit(0)
 
 
-def verdict(mutant: Mutant) -> tuple[str, float]:
+def verdict(mutant: Mutant, copies: Copies) -> tuple[str, float]:
     start = time.perf_counter()
-    with tempfile.TemporaryDirectory() as folder:
-        where = fresh_copy(pathlib.Path(folder))
-        path = where / mutant.file
-        text = path.read_text()
-        if text.count(mutant.old) != 1:
-            return f"ERROR the text stands {text.count(mutant.old)} times in {mutant.file}", 0.0
-        path.write_text(text.replace(mutant.old, mutant.new))
+    text = (ROOT / mutant.file).read_text()
+    if text.count(mutant.old) != 1:
+        return f"ERROR the text stands {text.count(mutant.old)} times in {mutant.file}", 0.0
+    with copies.defective(mutant.file, text.replace(mutant.old, mutant.new)) as where:
         code, output = run(where, mutant.tests)
     seconds = time.perf_counter() - start
     if code in (1, None):  # a loop that does not end is noticed
@@ -144,9 +177,9 @@ def together(selections: Iterable[str]) -> list[str]:
     ]
 
 
-def baseline(tests: str) -> str | None:
-    with tempfile.TemporaryDirectory() as folder:
-        code, output = run(fresh_copy(pathlib.Path(folder)), tests)
+def baseline(tests: str, copies: Copies) -> str | None:
+    with copies.one() as where:
+        code, output = run(where, tests)
     return None if code == 0 else f"{tests} does not pass without a defect (pytest ended with {code}):\n{output}"
 
 
@@ -157,15 +190,22 @@ def main(words: list[str]) -> int:
     mutants = [m for path in LISTS for m in read(path)]
     if words:
         mutants = [m for m in mutants if any(word in m.file or word in m.what for word in words)]
-    with concurrent.futures.ThreadPoolExecutor(max_workers=os.cpu_count() or 1) as pool:
+    workers = os.cpu_count() or 1
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        concurrent.futures.ThreadPoolExecutor(max_workers=workers) as pool,
+    ):
+        copies = Copies(workers, pathlib.Path(folder))
         if not suite_passed:
-            wrong = [problem for problem in pool.map(baseline, together(m.tests for m in mutants)) if problem]
+            selections = together(m.tests for m in mutants)
+            wrong = [problem for problem in pool.map(baseline, selections, itertools.repeat(copies)) if problem]
             if wrong:
                 print("\n".join(wrong))
                 return 1
             print(f"the tests pass without a defect ({time.perf_counter() - start:.0f} s)", flush=True)
         survivors = []
-        for mutant, (found, seconds) in zip(mutants, pool.map(verdict, mutants), strict=True):
+        verdicts = pool.map(verdict, mutants, itertools.repeat(copies))
+        for mutant, (found, seconds) in zip(mutants, verdicts, strict=True):
             line = f"{found:8} {seconds:5.1f} s  {mutant.file}: {mutant.what}"
             print(line, flush=True)
             if found != "caught":
