@@ -12,6 +12,7 @@ each defect must fail them. Exits 1 if a defect survives.
 import concurrent.futures
 import contextlib
 import dataclasses
+import gc
 import importlib.util
 import itertools
 import multiprocessing
@@ -55,9 +56,15 @@ LISTS = (
 )
 
 
-# Children of a process that has imported the libraries, but neither jaxloss nor a device.
+# Children of a process that has imported the libraries (those that are there), but neither jaxloss nor a device.
+LIBRARIES = [
+    "absl.testing.absltest", "chex", "flax.linen", "flax.nnx", "jax", "jinja2", "keras", "matplotlib.pyplot",
+    "mpmath", "numpy", "optax", "orbax.checkpoint", "pytest", "rich.progress", "scipy.special", "scipy.stats",
+    "sklearn.calibration", "sklearn.datasets", "sklearn.metrics", "sklearn.model_selection", "torch", "typer.testing",
+]  # fmt: skip
 SERVER = multiprocessing.get_context("forkserver")
-SERVER.set_forkserver_preload(["chex", "jax", "mpmath", "numpy", "optax", "pytest", "torch"])  # those that are there
+SERVER.set_forkserver_preload(LIBRARIES)
+os.environ["KERAS_BACKEND"] = "jax"  # what its tests say too, later than its import
 BROKE = -1
 
 
@@ -145,8 +152,9 @@ def in_the_copy(where: str, tests: str, log: str, verdict_of_pytest: str) -> Non
         sys.dont_write_bytecode = False
         import pytest
 
-        options = ["-q", "-x", "-m", "", "--no-header", "-p", "no:cacheprovider", "-p", "no:xdist"]
-        code = pytest.main([*options, *shlex.split(tests)])
+        gc.freeze()  # pytest collects garbage five times at its end: not among the libraries
+        off = [word for plugin in ("cacheprovider", "jaxtyping", "xdist") for word in ("-p", f"no:{plugin}")]
+        code = pytest.main(["-q", "-x", "-m", "", "--no-header", *off, *shlex.split(tests)])
         sys.stdout.flush()
         pathlib.Path(verdict_of_pytest).write_text(str(int(code)))
         os._exit(0)

@@ -40,6 +40,8 @@ from jaxloss.core.types import (
 from jaxloss.losses.segmentation import multiclass_dice
 from jaxloss.testing import SIZES, Run
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 NAN, INF = float("nan"), float("inf")
 Count = Annotated[Array, Domain("count", low=0.0, low_closed=True, integer=True)]
 

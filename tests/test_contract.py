@@ -15,16 +15,19 @@ FIRST, FURTHER = slice(0, 1), slice(1, None)
 
 
 def rows():
-    """Left out by default: all formats but float32, a loss's further rows, and further options."""
+    """Left out by default: all formats but float32, a loss's further rows, and further options.
+
+    They say nothing of one version of jax or another, and are asked of one only (`formats`).
+    """
+    rare_marks = [pytest.mark.exhaustive, pytest.mark.formats]
     seen = set()
     for case in CASES:
         name = f"{case.name}-{'-'.join(case.axes.values())}"
         for dtype in DTYPES:
-            rare = case.name in seen or dtype != "float32"
-            marks = pytest.mark.exhaustive if rare else ()
+            marks = rare_marks if case.name in seen or dtype != "float32" else ()
             yield pytest.param(case, dtype, FIRST, id=f"{name}-{dtype}", marks=marks)
             if len(case.options) > 1:
-                yield pytest.param(case, dtype, FURTHER, id=f"{name}-{dtype}-options", marks=pytest.mark.exhaustive)
+                yield pytest.param(case, dtype, FURTHER, id=f"{name}-{dtype}-options", marks=rare_marks)
         seen.add(case.name)
 
 

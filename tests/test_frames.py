@@ -8,6 +8,8 @@ import pytest
 import jaxloss as jl
 from jaxloss.core import frames
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 S = jnp.array([[2.0, 1.0, 0.0], [1.0, 3.0, 2.0], [0.5, 0.2, 0.1]])
 R = jnp.array([[2.0, 1.0, 0.0], [1.0, 1.0, 1.0], [0.0, 1.0, 0.0]])
 

@@ -7,6 +7,8 @@ import pytest
 
 import jaxloss as jl
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 B = 5
 P = jnp.linspace(-1.0, 1.0, B)
 T = jnp.linspace(0.0, 1.0, B)

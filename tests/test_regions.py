@@ -13,8 +13,6 @@ from exact import logistic, partials, spread, ulps
 import jaxloss as jl
 from jaxloss.algorithms.overlap import inverse_square_weights
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 
 def data(shape, classes=None, seed=0):
     rng = np.random.default_rng(seed)

@@ -29,6 +29,8 @@ from jaxloss.lab.progress import ProgressBar
 from jaxloss.lab.training import Runs
 from jaxloss.lab.wording import findings, reading, timing
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 DECIDING = METRICS["classification"][:2]
 EPOCHS, RATES = 3, (1e-3, 1e-2)
 

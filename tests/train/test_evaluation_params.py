@@ -10,6 +10,8 @@ from optax import contrib
 from jaxloss import reduce
 from jaxloss.train import make_train_step
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 RNG = np.random.default_rng(0)
 BATCH = {"x": RNG.normal(size=(8, 3)).astype(np.float32), "y": RNG.normal(size=8).astype(np.float32)}
 PARAMS = {"w": np.array([0.3, -0.2, 0.5], np.float32), "b": np.float32(0.0)}

@@ -23,6 +23,8 @@ from jaxloss.train import Aux, State, checkpoints, make_train_step, progress
 from jaxloss.train.fit import Fitted, evaluate, fit
 from jaxloss.train.tally import AHEAD, Log
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 RNG = np.random.default_rng(0)
 PARAMS = {"w": np.array([0.3, -0.2, 0.5], np.float32)}
 ROWS = {"x": RNG.normal(size=(70, 3)).astype(np.float32), "y": RNG.normal(3, 4, 70).astype(np.float32)}

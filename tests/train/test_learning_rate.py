@@ -14,6 +14,8 @@ from jaxloss import reduce, softmax_cross_entropy
 from jaxloss.train import Aux, State, make_train_step
 from jaxloss.train.learning_rate import LearningRateCurve, find_learning_rate
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 RNG = np.random.default_rng(0)
 BATCHES = [
     {"x": RNG.normal(size=(8, 3)).astype(np.float32), "y": RNG.normal(size=8).astype(np.float32)} for _ in "1234"
@@ -107,7 +109,7 @@ def test_it_starts_at_the_given_params_step_and_key_with_a_fresh_optimizer():
         np.testing.assert_allclose(curve.losses[i], float(jax.random.uniform(key)) + 101 * (4 + i), rtol=1e-5)
 
 
-@pytest.mark.parametrize("curvature", [0.1, 3.0, 200.0])
+@pytest.mark.parametrize("curvature", [0.15, 3.0, 200.0])  # no rate of the sweep is 1 over one, which ends at 0
 def test_suggestion_on_a_quadratic(curvature):
     """Gradient descent is stable below 2 / curvature."""
 

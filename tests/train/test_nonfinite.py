@@ -9,6 +9,8 @@ import pytest
 from jaxloss import Mean, reduce
 from jaxloss.train import Aux, make_train_step
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 GOOD = {"x": jnp.ones((4, 3)), "y": jnp.arange(4.0)}
 BAD = {"x": GOOD["x"].at[0, 1].set(jnp.nan), "y": GOOD["y"]}
 

@@ -11,6 +11,8 @@ import pytest
 from jaxloss import Mean, reduce
 from jaxloss.train import Aux, make_train_step
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 BATCH = np.arange(1.0, 9.0, dtype=np.float32)
 
 

@@ -10,6 +10,8 @@ import pytest
 from jaxloss import reduce
 from jaxloss.train import RecompilationWarning, make_train_step
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 
 def loss_fn(params, batch):
     return reduce((batch["x"] * params["w"]) ** 2, reduction="partial")

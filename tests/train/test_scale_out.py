@@ -147,10 +147,10 @@ def found_by(state, metrics):
     )
 
 
-def assert_close(found, wanted):
-    """Within 1e-6, of an array's largest entry where that is above 1."""
+def assert_close(found, wanted, roundings=1.0):
+    """Within 1e-6, of an array's largest entry where that is above 1; or so many times that."""
     for (path, a), b in zip(jax.tree_util.tree_leaves_with_path(found), jax.tree.leaves(wanted), strict=True):
-        atol = 1e-6 * max(1.0, np.abs(b).max())
+        atol = 1e-6 * roundings * max(1.0, np.abs(b).max())
         np.testing.assert_allclose(a, b, rtol=0, atol=atol, err_msg=jax.tree_util.keystr(path))
 
 
@@ -306,7 +306,8 @@ ON_AUTO_MESHES = {
 def test_optimizers_with_sharded_params(kind, name):
     optimizer = (ANYWHERE | ON_AUTO_MESHES)[name]
     state, _, _ = train_line(kind, optimizer)
-    assert_close(jax.device_get(state.params), line_by_hand_with(name))
+    # Muon's five Newton-Schulz steps multiply a small singular value, and the rounding in it, by up to 3.4 each.
+    assert_close(jax.device_get(state.params), line_by_hand_with(name), roundings=10.0 if name == "muon" else 1.0)
 
 
 @functools.cache

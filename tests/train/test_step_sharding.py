@@ -14,7 +14,10 @@ from jax.sharding import PartitionSpec as P
 from jaxloss import reduce
 from jaxloss.train import make_train_step
 
-pytestmark = pytest.mark.skipif(jax.device_count() < 4, reason="needs four (forced) devices")
+pytestmark = [
+    pytest.mark.skipif(jax.device_count() < 4, reason="needs four (forced) devices"),
+    pytest.mark.usefixtures("quick_compilation"),
+]
 
 RNG = np.random.default_rng(0)
 BATCH = {

@@ -9,6 +9,8 @@ import pytest
 from jaxloss import reduce
 from jaxloss.train import State, make_train_step
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 
 def loss_fn(params, batch):
     return reduce((batch @ params["w"]) ** 2, reduction="partial")
