@@ -80,10 +80,10 @@ def close(got, want, rtol=1e-9, atol=1e-10):
 @pytest.mark.parametrize(
     ("memory", "transposed", "chunks", "extras", "masked"),
     [
-        ("fast", False, {}, True, False),
+        pytest.param("fast", False, {}, True, False, marks=pytest.mark.exhaustive),
         pytest.param("fast", False, FEW_CLASSES, False, False, marks=pytest.mark.exhaustive),
         ("fast", True, FEW_CLASSES, True, True),
-        ("low", False, FEW_ROWS, True, True),
+        pytest.param("low", False, FEW_ROWS, True, True, marks=pytest.mark.exhaustive),
         pytest.param("low", True, FEW_CLASSES, False, False, marks=pytest.mark.exhaustive),
     ],
 )
@@ -135,7 +135,7 @@ def test_reductions(reduction):
     close(slope, want / (weight if reduction == "mean" else 1.0))
 
 
-@pytest.mark.parametrize("memory", ["fast", "low"])
+@pytest.mark.parametrize("memory", [pytest.param("fast", marks=pytest.mark.exhaustive), "low"])
 @pytest.mark.parametrize(("rows", "classes"), [(0, 5), (1, 1), (1, 7)])
 def test_sizes_at_the_edge(memory, rows, classes):
     inputs = drawn(rows, 2, classes, "float32")

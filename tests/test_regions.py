@@ -204,6 +204,7 @@ def test_every_mode_on_perfect_empty_and_single_images(smooth):
                 np.testing.assert_allclose(hessian, want, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.exhaustive
 def test_the_curvature_of_sure_classes():
     """Forward over reverse against float64, where a class has all but 1e-3, 1e-9, or less than all others."""
     z = np.array([[8.0, 1.0, 0.5], [0.5, 24.0, 2.0], [-8.0, 0.25, 0.125], [1.0, 1.0, 1.0]])

@@ -138,6 +138,7 @@ def test_a_long_list():
     np.testing.assert_array_equal(slopes[0][upper], edge - float(len(below)))
 
 
+@pytest.mark.exhaustive
 def test_a_long_list_of_the_logistic_loss_as_it_is_compiled_for_use():
     """Longer than what XLA's CPU, fully optimised, sums right along a first axis: 4 10^6 pairs in float64."""
     n = 20000

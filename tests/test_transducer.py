@@ -111,7 +111,12 @@ def test_every_path_written_out(frames, symbols, blank):
 
 
 @pytest.mark.parametrize(
-    ("sizes", "scale"), [((2, 200, 40, 256), 2.0), ((1, 1000, 8, 5), 2.0), ((2, 60, 20, 30), 20.0)]
+    ("sizes", "scale"),
+    [
+        pytest.param((2, 200, 40, 256), 2.0, marks=pytest.mark.exhaustive),
+        pytest.param((1, 1000, 8, 5), 2.0, marks=pytest.mark.exhaustive),
+        ((2, 60, 20, 30), 20.0),
+    ],
 )
 def test_real_sizes_against_float64(sizes, scale):
     z, labels = drawn(*sizes, scale=scale)
@@ -256,7 +261,7 @@ def test_errors_say_what_to_do(call, words):
 # --- Memory -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", ["float32", pytest.param("bfloat16", marks=pytest.mark.exhaustive)])
 def test_the_gradient_is_the_only_array_of_its_size(dtype):
     shape = 4, 200, 41, 256
     z, labels = jax.ShapeDtypeStruct(shape, dtype), jax.ShapeDtypeStruct((4, 40), "int32")
@@ -328,6 +333,7 @@ def test_tiles_are_the_whole_for_what_the_joiner_closes_over_too(tile):
     )
 
 
+@pytest.mark.exhaustive
 @pytest.mark.usefixtures("quick")
 def test_tiles_in_forward_mode_second_derivatives_and_vmap():
     parts, labels = joint()

@@ -255,7 +255,7 @@ KINDS = {
 }
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", ["float32", pytest.param("bfloat16", marks=pytest.mark.exhaustive)])
 def test_kinds(dtype):
     functions = [(kind, function) for kind, each in KINDS.items() for function in each]
 
