@@ -21,6 +21,9 @@ OPTIONS = "tests/test_compiled.py"
 HOUSE = "tests/test_house.py"
 
 MUTANTS = [
+    # --- the import
+    ("jaxloss/__init__.py", "importing jaxloss imports train", "import importlib\nfrom typing", "import importlib\nimport jaxloss.train\nfrom typing", HOUSE + " -k import_is_cheap"),
+    ("jaxloss/__init__.py", "a name of train is not found", "_OF_TRAIN = (\"Aux\", \"make_train_step\")", "_OF_TRAIN = (\"make_train_step\",)", HOUSE + " -k import_is_cheap"),
     # --- reduction
     (REDUCTION, "a mask does not reach the values", "values = jnp.where(mask, values, 0)", "values = values + 0", BY_HAND),
     (REDUCTION, "a weight behind a mask is looked at", "None if weight is None else jnp.where(mask, weight, 0)", "weight", BY_HAND),
