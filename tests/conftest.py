@@ -7,6 +7,7 @@ os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_p
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 import jax
+import numpy as np
 import pytest
 from jax._src import compiler  # no public place takes compiler options for what others jit
 
@@ -31,6 +32,17 @@ def quick_compilation():
     yield
     compiler.get_compile_options = given
     jax.config.update("jax_disable_most_optimizations", False)
+
+
+@pytest.fixture(autouse=True)
+def same_draws(request):
+    """A module's generator stands where the module left it: a test draws the same whichever tests ran before it."""
+    generator = getattr(request.module, "RNG", None)
+    if isinstance(generator, np.random.Generator):
+        generator.bit_generator.state = DRAWN.setdefault(request.module.__name__, generator.bit_generator.state)
+
+
+DRAWN = {}
 
 
 @pytest.fixture(scope="session")
