@@ -34,15 +34,15 @@ def quick_compilation():
     jax.config.update("jax_disable_most_optimizations", False)
 
 
+DRAWN = {}  # of each module with a generator, its state before the first test
+
+
 @pytest.fixture(autouse=True)
 def same_draws(request):
     """A module's generator stands where the module left it: a test draws the same whichever tests ran before it."""
     generator = getattr(request.module, "RNG", None)
     if isinstance(generator, np.random.Generator):
         generator.bit_generator.state = DRAWN.setdefault(request.module.__name__, generator.bit_generator.state)
-
-
-DRAWN = {}
 
 
 @pytest.fixture(scope="session")
