@@ -31,7 +31,7 @@ from jaxloss.core.reduction import Mean as Mean
 from jaxloss.core.reduction import reduce as reduce
 from jaxloss.losses import *
 
-# A third of the time of the import is what a program that only wants losses never touches: these come when named.
+# What a program that only wants losses never touches is a good part of the import's time: it comes when it is named.
 if TYPE_CHECKING:
     from jaxloss import catalogue as catalogue
     from jaxloss import metrics as metrics

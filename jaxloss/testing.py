@@ -41,8 +41,8 @@ COUNTS = np.array([0, 1, 2, 0, 0, 1])
 TAIL = ("where", "weights", "reduction")
 # XLA at its quickest: the laws are about meaning; what optimised code loses is measured by the exactness tests.
 QUICK: dict[str, str | bool] = {"xla_backend_optimization_level": "0", "xla_llvm_disable_expensive_passes": True}
-# What only some versions of XLA's CPU compiler know: a third of the time goes with the other way to emit a loop, a
-# sixth of the rest where a program of a few kernels is not divided among threads.
+# Less time again, by what only some versions of XLA's CPU compiler know: the other way to emit a loop, and a program of
+# a few kernels that is not divided among threads.
 QUICKER: dict[str, str | bool] = {"xla_cpu_use_fusion_emitters": False, "xla_cpu_parallel_codegen_split_count": "1"}
 
 Arrays = dict[str, np.ndarray]

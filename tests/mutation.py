@@ -107,15 +107,13 @@ class Copies:
             self._free.put(where)
 
     @contextlib.contextmanager
-    def defective(self, file: str, text: str) -> Iterator[pathlib.Path]:
+    def changed(self, file: str, whole: str, defective: str) -> Iterator[pathlib.Path]:
         with self.one() as where:
-            path = where / file
-            whole = path.read_text()
             try:
-                self._write(path, text)
+                self._write(where / file, defective)
                 yield where
             finally:
-                self._write(path, whole)
+                self._write(where / file, whole)
 
     def _write(self, path: pathlib.Path, text: str) -> None:
         path.write_text(text)
@@ -165,7 +163,7 @@ def verdict(mutant: Mutant, copies: Copies) -> tuple[str, float]:
     text = (ROOT / mutant.file).read_text()
     if text.count(mutant.old) != 1:
         return f"ERROR the text stands {text.count(mutant.old)} times in {mutant.file}", 0.0
-    with copies.defective(mutant.file, text.replace(mutant.old, mutant.new)) as where:
+    with copies.changed(mutant.file, text, text.replace(mutant.old, mutant.new)) as where:
         code, output = run(where, mutant.tests)
     seconds = time.perf_counter() - start
     if code in (1, None):  # a loop that does not end is noticed
